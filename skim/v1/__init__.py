@@ -1,0 +1,1 @@
+"""Generated from protos/skim/v1 by `make protos`."""
