@@ -1,0 +1,1 @@
+"""The bundled demonstration pair: a small target, its drafter, and a drafter of another family."""

@@ -1,8 +1,9 @@
-"""Build a long sample document from the docstrings of Python's standard library, and hide a fact in it.
+"""Build a long sample document from the standard library's docstrings, and hide a fact in it.
 
-First step of `skim demo` and the prose of every shipped test and benchmark: real text that is on each
-machine that can run this project, so nothing has to be bundled or fetched. Source files are parsed, never
-imported. The text differs in detail between Python versions; a document is reproducible on one of them.
+First step of `skim demo` and the prose of every shipped test and benchmark: real text that is on
+each machine that can run this project, so nothing has to be bundled or fetched. Source files are
+parsed, never imported. The text differs in detail between Python versions; a document is
+reproducible on one of them. Refused: an interpreter without its library's sources.
 """
 
 import ast
@@ -13,12 +14,12 @@ import re
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from skim.errors import InvalidRequest, PreconditionFailed
 
-# Modules with long prose docstrings that exist in Python 3.11 to 3.13. The order is the reading order.
+# Modules with long prose docstrings that exist in Python 3.11 to 3.13, in reading order.
 MODULES = (
     "argparse", "ast", "asyncio/base_events", "asyncio/events", "asyncio/locks",
     "asyncio/streams", "asyncio/tasks", "base64", "bdb", "bz2", "calendar", "code", "codecs",
@@ -74,7 +75,7 @@ class DemoDocument:
 
 
 def collect_docstrings(max_modules: int | None = None) -> tuple[Docstring, ...]:
-    """Return the docstrings of the first `max_modules` of MODULES (all of them: about 0.6 s, then cached)."""
+    """Return the docstrings of the first `max_modules` of MODULES (all: about 1 s, then cached)."""
     found: list[Docstring] = []
     for module in MODULES[:max_modules]:
         found.extend(_docstrings_of(module))
@@ -89,10 +90,10 @@ def collect_sentences() -> tuple[str, ...]:
 def build_document(
     target_tokens: int, count_tokens: Callable[[str], int], seed: int = 0
 ) -> tuple[str, ...]:
-    """Return paragraphs (a heading and its docstring each) of at most `target_tokens` tokens together.
+    """Return paragraphs (a heading and its docstring each) of at most `target_tokens` tokens.
 
-    The reading starts at a module drawn by `seed` and wraps around at the end of the library. Joined with
-    "\\n\\n" the paragraphs come within 1 % of the target for targets of 1,000 tokens and more.
+    The reading starts at a module drawn by `seed` and wraps around at the end of the library.
+    Joined with "\\n\\n" the paragraphs come within 1 % of targets of 1,000 tokens and more.
     """
     if target_tokens < 1:
         raise InvalidRequest.field_value("target_tokens", target_tokens, "at least 1")
@@ -108,11 +109,13 @@ def build_document(
     return tuple(paragraphs)
 
 
-def build_demo(target_tokens: int, count_tokens: Callable[[str], int], seed: int = 0) -> DemoDocument:
-    """Hide "One of the special magic numbers for KEY is: NUMBER." in a document and ask for the number.
+def build_demo(
+    target_tokens: int, count_tokens: Callable[[str], int], seed: int = 0
+) -> DemoDocument:
+    """Hide "One of the special magic numbers for KEY is: NUMBER." in a document and ask for it.
 
-    The depth is drawn by `seed` between 10 % and 90 % of the document, so that neither the first nor the
-    last tokens of a prompt (which are always kept) give the answer away.
+    The depth is drawn by `seed` between 10 % and 90 % of the document, so that neither the first
+    nor the last tokens of a prompt (which are always kept) give the answer away.
     """
     rng = random.Random(seed)
     key = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
@@ -135,7 +138,7 @@ def split_sentences(text: str) -> tuple[str, ...]:
     return tuple(p for p in parts if MIN_SENTENCE_CHARS <= len(p) <= MAX_SENTENCE_CHARS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _docstrings_of(module: str) -> tuple[Docstring, ...]:
     path = Path(sysconfig.get_path("stdlib")) / f"{module}.py"
     if not path.is_file():  # a trimmed interpreter: the document is built from what is there
@@ -172,7 +175,7 @@ def _paragraphs(start: int) -> Iterator[str]:
 
 
 def _fill(paragraph: str, room: int, count_tokens: Callable[[str], int]) -> list[str]:
-    """Return the longest head of `paragraph` (in words) that fits into `room` tokens, as zero or one piece."""
+    """Return the longest head of `paragraph`, in words, of at most `room` tokens (or nothing)."""
     words = paragraph.split(" ")
     low, high = 0, len(words)
     while low < high:

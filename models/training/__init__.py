@@ -1,0 +1,1 @@
+"""Training of the bundled pair: tokenizers, data, PyTorch model, loop and probes."""
