@@ -1,9 +1,9 @@
 """What a drafter backend takes and gives: token ids in, one score per chunk out.
 
-The service builds a `ScoreInput`, a `Backend` (`cpu_backend`, later `cuda`) runs the model's forward
-pass and answers `ChunkScores`, and `selection` turns those into kept chunks. Nothing here computes.
-Refuses values out of range by name; what depends on the model (ids past the vocabulary, look-ahead
-that does not fit the workspace) is refused by the backend that knows it.
+The service builds a `ScoreInput`, a `Backend` (`cpu_backend`, later `cuda`) runs the model's
+forward pass and answers `ChunkScores`, and `selection` turns those into kept chunks. Nothing here
+computes. Refuses values out of range by name; what depends on the model (ids past the vocabulary,
+look-ahead that does not fit the workspace) is refused by the backend that knows it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""The small root of errors that kernels raise; each service maps it onto its own tree once.
+
+    KernelError
+    ├── InvalidArgument   a shape, dtype or option the kernel does not take
+    ├── CompileError      NVRTC refused a kernel
+    ├── LaunchError       a launch, or an event after it, failed; carries the kernel's name
+    ├── OutOfMemory       the device cannot give the bytes that were asked for
+    └── HandleError       an exported memory handle could not be made, sent or opened
+
+Kernels import nothing else of ours, hence a root of their own.
+"""
+
+from __future__ import annotations
+
+
+class KernelError(Exception):
+    """Root of every error that `kernels` raises on purpose.
+
+    Attributes:
+        kernel: name of the kernel or call at fault.
+    """
+
+    def __init__(self, kernel: str, message: str) -> None:
+        super().__init__(f"{kernel}: {message}")
+        self.kernel = kernel
+
+
+class InvalidArgument(KernelError):
+    """An argument has a shape, dtype or value that the kernel does not take."""
+
+    @classmethod
+    def value(cls, kernel: str, name: str, got: object, allowed: str) -> InvalidArgument:
+        """Build the usual message: `KERNEL: NAME must be ALLOWED, got GOT`."""
+        return cls(kernel, f"{name} must be {allowed}, got {got!r}")
+
+
+class CompileError(KernelError):
+    """NVRTC refused a kernel; the message holds its log."""
+
+
+class LaunchError(KernelError):
+    """A launch failed, or the work behind it did."""
+
+
+class OutOfMemory(KernelError):
+    """The device cannot give the bytes that were asked for."""
+
+
+class HandleError(KernelError):
+    """A memory handle could not be exported, sent, imported or mapped."""
