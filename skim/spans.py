@@ -51,8 +51,8 @@ def round_outward(span: Span, prompt: bytes) -> Span:
 
 
 def canonical(spans: Iterable[Span], prompt: bytes) -> list[Span]:
-    """Make any spans canonical: outward to code points, then merged."""
-    return merge(round_outward(span, prompt) for span in spans)
+    """Make any spans canonical: empty ones dropped, outward to code points, then merged."""
+    return merge(round_outward(span, prompt) for span in spans if span.begin < span.end)
 
 
 def check_canonical(spans: Sequence[Span], prompt: bytes) -> None:
