@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -158,6 +159,8 @@ class EngineClient:
         self._release: asyncio.Future[None] | None = None
         self._changed = asyncio.Event()  # facts or failure changed
         self._closing = False
+        # Called when `facts` or `failure` changed: the service's health follows the engine's.
+        self.on_change: Callable[[], None] = lambda: None
         self.facts: Ready | None = None
         self.failure: SkimError | None = None
         self.load: Load = IDLE
@@ -337,6 +340,7 @@ class EngineClient:
             case Ready():
                 self.facts = message
                 self._changed.set()
+                self.on_change()
             case Reserved():
                 self.full = message
                 self._settle(message)
@@ -375,6 +379,7 @@ class EngineClient:
             self._release.set_result(None)  # a dead child holds no memory
             self._release = None
         self._process, self.facts, self.full, self.load = None, None, None, IDLE
+        self.on_change()
 
     def _disconnect(self) -> None:
         if self._writer is not None:
@@ -385,6 +390,7 @@ class EngineClient:
         if self.failure is None:
             self.failure = error
         self._changed.set()
+        self.on_change()
 
 
 async def _spawn(fd: int) -> asyncio.subprocess.Process:
