@@ -140,6 +140,9 @@ def _join(first: Tokens, second: Tokens) -> Tokens:
         np.concatenate((first.logprobs, second.logprobs)),
         np.concatenate((first.top_ids, second.top_ids)),
         np.concatenate((first.top_logprobs, second.top_logprobs)),
+        second.draft_tokens,
+        second.accepted_tokens,
+        second.steps,
     )
 
 

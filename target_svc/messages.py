@@ -68,6 +68,8 @@ class Submit:
         deadline_monotonic_s: `time.monotonic()` at which the request fails; one clock on one host.
         full: run in the reserved full context instead of the working one.
         speculate: whether drafting may be used (it never changes what is emitted).
+        draft_tokens: most tokens drafted for a verify batch; 0: what the engine was opened with.
+        ignore_eos: no token ends the answer; `stop_ids` is not looked at.
     """
 
     request_id: str
@@ -81,6 +83,8 @@ class Submit:
     deadline_monotonic_s: float | None = None
     full: bool = False
     speculate: bool = True
+    draft_tokens: int = 0
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ class Tokens:
         ids: int32 [m].
         logprobs: float32 [m] natural logs under the raw logits; empty unless asked for.
         top_ids, top_logprobs: [m * k], row by row, best first; empty unless k > 0 was asked for.
+        draft_tokens, accepted_tokens, steps: as in Done, so far: an answer that the service ends at
+            a stop text gets no Done.
     """
 
     request_id: str
@@ -164,6 +170,9 @@ class Tokens:
     logprobs: Float32s = field(default_factory=_no_floats)
     top_ids: Int32s = field(default_factory=_no_ints)
     top_logprobs: Float32s = field(default_factory=_no_floats)
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
