@@ -1,0 +1,377 @@
+"""One request through the pipeline, on an engine that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skim.errors import Busy, Cancelled, PreconditionFailed, SkimError, Unavailable
+from skim.spans import Span
+from target_svc.admission import Admission
+from target_svc.compaction import TokenisedPrompt
+from target_svc.memory.full_context import FullContextBudget
+from target_svc.messages import Done, Progress, Ready, Reserved, Submit, Tokens
+from target_svc.pipeline import Job, Pipeline
+from target_svc.prefill_rate import PrefillRate
+from target_svc.request import Ask, Ended, Event, Piece, Plan, Prefilled, Queued, Started
+from target_svc.sampling import Sampling
+
+KEPT_MAX, TRAINED = 8, 64
+
+FACTS = Ready(
+    architecture="qwen3",
+    description="",
+    n_vocab=1000,
+    n_ctx_train=TRAINED,
+    n_layer=1,
+    n_embd=8,
+    model_bytes=1,
+    parameters=1,
+    rope_type="neox",
+    allows_gaps=False,
+    can_rollback=True,
+    recurrent=False,
+    gpu=False,
+    slots=1,
+    cells=16,
+    cells_per_slot=16,
+    kv_bytes_per_cell=1,
+    n_batch=4,
+    threads=1,
+    load_s=0.0,
+    warm_s=0.0,
+    eog_ids=np.zeros(0, np.int32),
+)
+GAPS = replace(FACTS, allows_gaps=True, rope_type="mrope")
+
+
+def tokens(*ids: int, **counts: int) -> Tokens:
+    return Tokens("", np.array(ids, np.int32), **counts)
+
+
+def done(output_tokens: int, reason: Any = "length", **changes: Any) -> Done:
+    values = {"draft_tokens": 0, "accepted_tokens": 0, "steps": output_tokens - 1, **changes}
+    return Done(
+        "",
+        reason,
+        4,
+        output_tokens,
+        -1,
+        queue_s=0.0,
+        prefill_s=0.5,
+        decode_s=0.25,
+        first_token_monotonic_s=1.0,
+        **values,
+    )
+
+
+class FakeStream:
+    """Plays a script; `hold` stops it until released or cancelled, an error is raised."""
+
+    def __init__(self, script: list[Any]) -> None:
+        self.script = deque(script)
+        self.cancelled = asyncio.Event()
+        self.ended = False
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self  # type: ignore[return-value]
+
+    async def __anext__(self) -> Any:
+        if self.cancelled.is_set() and not self.ended:
+            self.ended = True
+            raise Cancelled("cancelled")
+        if not self.script:
+            self.ended = True
+            raise StopAsyncIteration
+        step = self.script.popleft()
+        if isinstance(step, asyncio.Event):
+            waits = [asyncio.create_task(e.wait()) for e in (step, self.cancelled)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in waits:
+                task.cancel()
+            return await self.__anext__()
+        if isinstance(step, SkimError):
+            self.ended = True
+            raise step
+        return step
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class FakeEngine:
+    """Answers submits with its scripts in order; keeps a log of what it was asked."""
+
+    def __init__(self, *scripts: list[Any], reserve_error: SkimError | None = None) -> None:
+        self.scripts = deque(scripts)
+        self.reserve_error = reserve_error
+        self.log: list[str] = []
+        self.submits: list[Submit] = []
+        self.streams: list[FakeStream] = []
+
+    async def ready(self) -> Ready:
+        return FACTS
+
+    async def submit(self, submit: Submit) -> FakeStream:
+        self.log.append("submit full" if submit.full else "submit")
+        self.submits.append(submit)
+        self.streams.append(FakeStream(self.scripts.popleft()))
+        return self.streams[-1]
+
+    async def reserve(self, cells: int, kv_type: str) -> Reserved:
+        self.log.append(f"reserve {cells}")
+        if self.reserve_error is not None:
+            raise self.reserve_error
+        return Reserved(cells, 0.0, 0.0)
+
+    async def release(self) -> None:
+        self.log.append("release")
+
+
+class LetterDecoder:
+    """Token 97 is `a`, and so on; token 0 is half a code point."""
+
+    def __init__(self) -> None:
+        self._half = False
+
+    def push(self, token_id: int) -> str:
+        self._half = token_id == 0
+        return "" if self._half else chr(token_id)
+
+    def finish(self) -> str:
+        return "\ufffd" if self._half else ""
+
+
+def make(engine: FakeEngine, facts: Ready = FACTS, *, full_max: int = 32, queue_limit: int = 4):
+    admission = Admission(1, queue_limit=queue_limit, default_deadline_s=60.0)
+    pipeline = Pipeline(
+        engine,
+        facts,
+        admission=admission,
+        budget=FullContextBudget(1, TRAINED, 8, None, setting_tokens=full_max),
+        rate=PrefillRate(),
+        kept_max=KEPT_MAX,
+        kv_type="f16",
+        flush_s=0.0,
+    )
+    return pipeline, admission
+
+
+def job(num_tokens: int = 6, **ask: Any) -> Job:
+    """A prompt of one-byte tokens with ids 100, 101, ..."""
+    ids = np.arange(100, 100 + num_tokens, dtype=np.int32)
+    prompt = TokenisedPrompt(ids, np.arange(1, num_tokens + 1, dtype=np.int32))
+    return Job(Ask("r", **{"max_tokens": 4, **ask}), prompt, num_tokens, LetterDecoder())
+
+
+WHOLE = Plan(None)
+
+
+async def play(pipeline: Pipeline, request: Job, plan: Plan = WHOLE) -> list[Event]:
+    events = [event async for event in pipeline.answer(request, plan)]
+    await pipeline.idle()
+    return events
+
+
+def texts(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Piece))
+
+
+def only(events: list[Event], kind: type[Any]) -> Any:
+    found = [event for event in events if isinstance(event, kind)]
+    assert len(found) == 1
+    return found[0]
+
+
+async def test_a_short_full_plan_runs_whole_in_the_working_context() -> None:
+    engine = FakeEngine([Progress("", 4, 6), tokens(97), tokens(98), done(2, "stop")])
+    events = await play(make(engine)[0], job(6))
+    assert [type(event) for event in events] == [Started, Prefilled, Piece, Piece, Ended]
+    assert texts(events) == "ab" and only(events, Ended).reason == "eos"
+    assert engine.submits[0].ids.tolist() == [100, 101, 102, 103, 104, 105]
+    assert engine.log == ["submit"]
+
+
+async def test_a_skim_plan_prefills_its_tokens_and_drafts_from_the_whole_prompt() -> None:
+    engine = FakeEngine([tokens(97), done(1)])
+    events = await play(make(engine)[0], job(20), Plan((Span(2, 4),)))
+    assert engine.submits[0].ids.tolist() == [102, 103, 119]
+    assert engine.submits[0].positions.tolist() == [0, 1, 2]
+    assert len(engine.submits[0].original_ids) == 20
+    assert only(events, Started).kept_tokens == 3
+    ended = only(events, Ended)
+    assert (ended.prompt_tokens, ended.kept_tokens, ended.prompt_bytes) == (20, 3, 20)
+
+
+async def test_original_positions_are_used_where_the_rope_allows_gaps() -> None:
+    engine = FakeEngine([tokens(97), done(1)])
+    events = await play(make(engine, GAPS)[0], job(20), Plan((Span(2, 4),)))
+    assert engine.submits[0].positions.tolist() == [2, 3, 19]
+    assert engine.submits[0].next_position == 20 and only(events, Started).original
+
+
+async def test_positions_past_the_trained_context_are_compacted_unless_asked_for() -> None:
+    for positions, expected in (("auto", 0), ("original", 2)):
+        engine = FakeEngine([tokens(97), done(1)])
+        request = job(TRAINED, positions=positions)
+        await play(make(engine, GAPS)[0], request, Plan((Span(2, 4),)))
+        assert engine.submits[0].positions[0] == expected
+
+
+async def test_original_positions_on_a_plain_rope_are_refused() -> None:
+    with pytest.raises(PreconditionFailed) as refused:
+        make(FakeEngine())[0].router.require_positions(job(positions="original").ask)
+    assert refused.value.reason == "POSITIONS_NOT_SUPPORTED"
+
+
+async def test_a_long_full_plan_gets_a_full_context_and_gives_it_back() -> None:
+    engine = FakeEngine([tokens(97), done(1)])
+    events = await play(make(engine)[0], job(20))
+    assert engine.log == ["reserve 256", "submit full", "release"]
+    assert not only(events, Started).degraded
+
+
+async def test_a_prompt_past_the_full_limit_is_answered_from_the_fallback_and_says_so() -> None:
+    engine = FakeEngine([tokens(97), done(1)])
+    events = await play(make(engine, full_max=10)[0], job(20), Plan(None, (Span(0, 3),)))
+    assert only(events, Started).degraded
+    assert engine.submits[0].ids.tolist() == [100, 101, 102, 119]
+    assert engine.log == ["submit"]
+
+
+async def test_a_full_context_that_finds_no_memory_is_answered_from_the_fallback() -> None:
+    engine = FakeEngine([tokens(97), done(1)], reserve_error=Busy("no memory"))
+    pipeline, admission = make(engine)
+    events = await play(pipeline, job(20), Plan(None, (Span(0, 3),)))
+    assert only(events, Started).degraded and texts(events) == "a"
+    assert sorted(engine.log) == ["release", "reserve 256", "submit"]
+    assert admission.running == 0
+
+
+@pytest.mark.parametrize("full_max", [10, 32])
+async def test_without_a_fallback_an_impossible_full_prefill_is_refused(full_max: int) -> None:
+    engine = FakeEngine(reserve_error=Busy("no memory"))
+    with pytest.raises(Busy) as refused:
+        await play(make(engine, full_max=full_max)[0], job(20))
+    assert refused.value.reason == "FULL_PREFILL_IMPOSSIBLE"
+    assert refused.value.metadata == {"limit": str(full_max), "got": "20"}
+
+
+async def test_more_kept_tokens_than_a_slot_takes_get_a_full_context() -> None:
+    engine = FakeEngine([tokens(97), done(1)])
+    await play(make(engine)[0], job(30), Plan((Span(0, 12),)))
+    assert engine.submits[0].full and engine.submits[0].ids.size == 13
+
+
+async def test_a_stop_text_ends_the_answer_and_frees_the_sequence() -> None:
+    hold = asyncio.Event()
+    script = [tokens(97, 98), tokens(99, 100, draft_tokens=5, accepted_tokens=2, steps=2), hold]
+    engine = FakeEngine(script)
+    pipeline, admission = make(engine)
+    events = await play(pipeline, job(stops=("bc",)))
+    ended = only(events, Ended)
+    assert texts(events) == "a" and ended.reason == "stop_text"
+    assert ended.completion_tokens == 3  # `d` came after the stop was complete
+    assert (ended.draft_tokens, ended.accepted_tokens, ended.steps) == (5, 2, 2)
+    assert ended.speculation == "ngram"
+    assert engine.streams[0].cancelled.is_set() and admission.running == 0
+
+
+async def test_half_a_code_point_at_the_end_becomes_the_replacement_character() -> None:
+    events = await play(make(FakeEngine([tokens(97, 0), done(2)]))[0], job())
+    assert texts(events) == "a\ufffd"
+
+
+async def test_logprobs_travel_with_their_tokens() -> None:
+    scored = Tokens(
+        "",
+        np.array([97, 98], np.int32),
+        np.array([-0.5, -1.0], np.float32),
+        np.array([97, 7, 98, 8], np.int32),
+        np.array([-0.5, -2.0, -1.0, -3.0], np.float32),
+    )
+    events = await play(make(FakeEngine([scored, done(2)]))[0], job())
+    (piece,) = (event for event in events if isinstance(event, Piece))
+    assert [token.logprob for token in piece.tokens] == [-0.5, -1.0]
+    assert [[top.token_id for top in token.top] for token in piece.tokens] == [[97, 7], [98, 8]]
+
+
+async def test_the_seed_is_reported() -> None:
+    request = job(sampling=Sampling(seed=1 << 63))
+    events = await play(make(FakeEngine([tokens(97), done(1)]))[0], request)
+    assert only(events, Ended).seed == 1 << 63
+
+
+async def test_the_second_request_waits_for_the_first_and_hears_of_it() -> None:
+    hold = asyncio.Event()
+    engine = FakeEngine([hold, tokens(97), done(1)], [tokens(98), done(1)])
+    pipeline, _ = make(engine)
+    first = asyncio.create_task(play(pipeline, job()))
+    await until(lambda: engine.log == ["submit"])
+    second = pipeline.answer(job(), WHOLE)
+    assert await anext(second) == Queued(0, 1)
+    hold.set()
+    rest = [event async for event in second]
+    assert texts(rest) == "b" and only(rest, Started).queue_s > 0.0
+    await first
+
+
+async def test_closing_an_answer_cancels_the_engine_and_seats_the_next() -> None:
+    engine = FakeEngine([tokens(97), asyncio.Event()], [tokens(98), done(1)])
+    pipeline, admission = make(engine)
+    async with aclosing(pipeline.answer(job(), Plan(None))) as events:
+        async for event in events:
+            if isinstance(event, Piece):
+                break
+    assert texts(await play(pipeline, job())) == "b"
+    assert engine.streams[0].cancelled.is_set() and admission.running == 0
+
+
+async def test_a_cancelled_task_gives_its_full_context_back() -> None:
+    engine = FakeEngine([Progress("", 4, 20), asyncio.Event()])
+    pipeline, admission = make(engine)
+    task = asyncio.create_task(play(pipeline, job(20)))
+    await until(lambda: "submit full" in engine.log)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await pipeline.idle()
+    assert engine.log[-1] == "release" and admission.running == 0
+
+
+async def test_a_dead_engine_fails_its_request_alone() -> None:
+    gone = Unavailable("gone", reason="ENGINE_RESTARTED")
+    engine = FakeEngine([tokens(97), gone], [tokens(98), done(1)])
+    pipeline, _ = make(engine)
+    with pytest.raises(Unavailable):
+        await play(pipeline, job())
+    assert texts(await play(pipeline, job())) == "b"
+
+
+async def test_one_more_than_may_wait_is_refused_before_the_engine_hears_of_it() -> None:
+    engine = FakeEngine([asyncio.Event()])
+    pipeline, _ = make(engine, queue_limit=0)
+    task = asyncio.create_task(play(pipeline, job()))
+    await until(lambda: engine.log == ["submit"])
+    with pytest.raises(Busy) as refused:
+        await play_first(pipeline)
+    assert refused.value.reason == "QUEUE_FULL" and len(engine.submits) == 1
+    task.cancel()
+
+
+async def play_first(pipeline: Pipeline) -> Event:
+    async with aclosing(pipeline.answer(job(), Plan(None))) as events:
+        return await anext(events)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
