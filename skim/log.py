@@ -32,7 +32,9 @@ def configure(service: str, level: str = "info", *, pretty: bool = False) -> Non
             allowed=", ".join(LEVELS),
         )
     render: Any = (
-        structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if pretty
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

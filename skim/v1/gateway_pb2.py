@@ -25,49 +25,49 @@ _sym_db = _symbol_database.Default()
 from skim.v1 import common_pb2 as skim_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skim/v1/gateway.proto\x12\x07skim.v1\x1a\x14skim/v1/common.proto\"&\n\x07Message\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.skim.v1.Role\"\xbb\x04\n\x0eGenerateConfig\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\x12\"\n\x08messages\x18\x04 \x03(\x0b\x32\x10.skim.v1.Message\x12\"\n\x04mode\x18\x05 \x01(\x0e\x32\x14.skim.v1.PrefillMode\x12+\n\tselection\x18\x06 \x01(\x0b\x32\x18.skim.v1.SelectionConfig\x12\'\n\x07scoring\x18\x07 \x01(\x0b\x32\x16.skim.v1.ScoringConfig\x12)\n\x08sampling\x18\x08 \x01(\x0b\x32\x17.skim.v1.SamplingConfig\x12/\n\x0bspeculation\x18\t \x01(\x0b\x32\x1a.skim.v1.SpeculationConfig\x12(\n\tpositions\x18\n \x01(\x0e\x32\x15.skim.v1.PositionMode\x12%\n\tprotected\x18\x0b \x03(\x0b\x32\x12.skim.v1.ByteRange\x12&\n\x05query\x18\x0c \x01(\x0b\x32\x12.skim.v1.ByteRangeH\x00\x88\x01\x01\x12 \n\x13protect_tail_tokens\x18\r \x01(\rH\x01\x88\x01\x01\x12*\n\x0e\x63ontrol_ranges\x18\x0e \x03(\x0b\x32\x12.skim.v1.ByteRange\x12\x12\n\nwant_spans\x18\x0f \x01(\x08\x42\x08\n\x06_queryB\x16\n\x14_protect_tail_tokens\"\x8e\x01\n\x0fGenerateRequest\x12)\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x17.skim.v1.GenerateConfigH\x00\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.skim.v1.PromptPartH\x00\x12!\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x12.skim.v1.PromptEndH\x00\x42\x06\n\x04part\">\n\x08\x41\x64mitted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\"\xe4\x02\n\x0bPlanSummary\x12\x0f\n\x07skimmed\x18\x01 \x01(\x08\x12(\n\x0b\x66ull_reason\x18\x02 \x01(\x0e\x32\x13.skim.v1.FullReason\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x1d\n\x15\x64rafter_prompt_tokens\x18\x05 \x01(\r\x12\x1b\n\x13\x64rafter_kept_tokens\x18\x06 \x01(\r\x12\x15\n\x08\x63overage\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x0f\n\x07\x64\x65nsity\x18\x08 \x01(\x02\x12\x15\n\rlayer_density\x18\t \x03(\x02\x12\x15\n\rcut_row_share\x18\n \x01(\x02\x12\x13\n\x0b\x66orced_only\x18\x0b \x01(\x08\x12\x13\n\x0byarn_factor\x18\x0c \x01(\x02\x12\x1f\n\x05spans\x18\r \x01(\x0b\x32\x10.skim.v1.SpanSet\x12\x0e\n\x06scorer\x18\x0e \x01(\tB\x0b\n\t_coverage\"\xbe\x01\n\x06\x46inish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.skim.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.skim.v1.Usage\x12!\n\x07timings\x18\x03 \x01(\x0b\x32\x10.skim.v1.Timings\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12(\n\tpositions\x18\x05 \x01(\x0e\x32\x15.skim.v1.PositionMode\x12\x13\n\x0bspeculation\x18\x06 \x01(\t\"\xd9\x01\n\x10GenerateResponse\x12%\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x11.skim.v1.AdmittedH\x00\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x11.skim.v1.ProgressH\x00\x12$\n\x04plan\x18\x03 \x01(\x0b\x32\x14.skim.v1.PlanSummaryH\x00\x12%\n\x06tokens\x18\x04 \x01(\x0b\x32\x13.skim.v1.TokenChunkH\x00\x12!\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x0f.skim.v1.FinishH\x00\x42\x07\n\x05\x65vent\";\n\x0bTextMessage\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.skim.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"r\n\x13GenerateTextRequest\x12\'\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x17.skim.v1.GenerateConfig\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\"\n\x04\x63hat\x18\x03 \x03(\x0b\x32\x14.skim.v1.TextMessage\"}\n\x14GenerateTextResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x04plan\x18\x03 \x01(\x0b\x32\x14.skim.v1.PlanSummary\x12\x1f\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x0f.skim.v1.Finish\"1\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\",\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"\x97\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.skim.v1.ModelKind\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x19\n\x11max_prompt_tokens\x18\x06 \x01(\r\x12\x0c\n\x04\x63hat\x18\x07 \x01(\x08\"M\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.skim.v1.Model\x12\x17\n\x0fskim_min_tokens\x18\x02 \x01(\r*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*p\n\x0bPrefillMode\x12\x1c\n\x18PREFILL_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11PREFILL_MODE_AUTO\x10\x01\x12\x15\n\x11PREFILL_MODE_FULL\x10\x02\x12\x15\n\x11PREFILL_MODE_SKIM\x10\x03*V\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_KIND_TARGET\x10\x01\x12\x16\n\x12MODEL_KIND_DRAFTER\x10\x02\x32\xb3\x02\n\x0eGatewayService\x12\x43\n\x08Generate\x12\x18.skim.v1.GenerateRequest\x1a\x19.skim.v1.GenerateResponse(\x01\x30\x01\x12K\n\x0cGenerateText\x12\x1c.skim.v1.GenerateTextRequest\x1a\x1d.skim.v1.GenerateTextResponse\x12H\n\x0b\x43ountTokens\x12\x1b.skim.v1.CountTokensRequest\x1a\x1c.skim.v1.CountTokensResponse\x12\x45\n\nListModels\x12\x1a.skim.v1.ListModelsRequest\x1a\x1b.skim.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skim/v1/gateway.proto\x12\x07skim.v1\x1a\x14skim/v1/common.proto\"N\n\x07Message\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.skim.v1.Role\x12\x17\n\nsize_bytes\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_size_bytes\"\xbb\x04\n\x0eGenerateConfig\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\x12\"\n\x08messages\x18\x04 \x03(\x0b\x32\x10.skim.v1.Message\x12\"\n\x04mode\x18\x05 \x01(\x0e\x32\x14.skim.v1.PrefillMode\x12+\n\tselection\x18\x06 \x01(\x0b\x32\x18.skim.v1.SelectionConfig\x12\'\n\x07scoring\x18\x07 \x01(\x0b\x32\x16.skim.v1.ScoringConfig\x12)\n\x08sampling\x18\x08 \x01(\x0b\x32\x17.skim.v1.SamplingConfig\x12/\n\x0bspeculation\x18\t \x01(\x0b\x32\x1a.skim.v1.SpeculationConfig\x12(\n\tpositions\x18\n \x01(\x0e\x32\x15.skim.v1.PositionMode\x12%\n\tprotected\x18\x0b \x03(\x0b\x32\x12.skim.v1.ByteRange\x12&\n\x05query\x18\x0c \x01(\x0b\x32\x12.skim.v1.ByteRangeH\x00\x88\x01\x01\x12 \n\x13protect_tail_tokens\x18\r \x01(\rH\x01\x88\x01\x01\x12*\n\x0e\x63ontrol_ranges\x18\x0e \x03(\x0b\x32\x12.skim.v1.ByteRange\x12\x12\n\nwant_spans\x18\x0f \x01(\x08\x42\x08\n\x06_queryB\x16\n\x14_protect_tail_tokens\"\x8e\x01\n\x0fGenerateRequest\x12)\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x17.skim.v1.GenerateConfigH\x00\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.skim.v1.PromptPartH\x00\x12!\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x12.skim.v1.PromptEndH\x00\x42\x06\n\x04part\">\n\x08\x41\x64mitted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\"\xe4\x02\n\x0bPlanSummary\x12\x0f\n\x07skimmed\x18\x01 \x01(\x08\x12(\n\x0b\x66ull_reason\x18\x02 \x01(\x0e\x32\x13.skim.v1.FullReason\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x1d\n\x15\x64rafter_prompt_tokens\x18\x05 \x01(\r\x12\x1b\n\x13\x64rafter_kept_tokens\x18\x06 \x01(\r\x12\x15\n\x08\x63overage\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x0f\n\x07\x64\x65nsity\x18\x08 \x01(\x02\x12\x15\n\rlayer_density\x18\t \x03(\x02\x12\x15\n\rcut_row_share\x18\n \x01(\x02\x12\x13\n\x0b\x66orced_only\x18\x0b \x01(\x08\x12\x13\n\x0byarn_factor\x18\x0c \x01(\x02\x12\x1f\n\x05spans\x18\r \x01(\x0b\x32\x10.skim.v1.SpanSet\x12\x0e\n\x06scorer\x18\x0e \x01(\tB\x0b\n\t_coverage\"\xbe\x01\n\x06\x46inish\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.skim.v1.FinishReason\x12\x1d\n\x05usage\x18\x02 \x01(\x0b\x32\x0e.skim.v1.Usage\x12!\n\x07timings\x18\x03 \x01(\x0b\x32\x10.skim.v1.Timings\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12(\n\tpositions\x18\x05 \x01(\x0e\x32\x15.skim.v1.PositionMode\x12\x13\n\x0bspeculation\x18\x06 \x01(\t\"\xd9\x01\n\x10GenerateResponse\x12%\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x11.skim.v1.AdmittedH\x00\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x11.skim.v1.ProgressH\x00\x12$\n\x04plan\x18\x03 \x01(\x0b\x32\x14.skim.v1.PlanSummaryH\x00\x12%\n\x06tokens\x18\x04 \x01(\x0b\x32\x13.skim.v1.TokenChunkH\x00\x12!\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x0f.skim.v1.FinishH\x00\x42\x07\n\x05\x65vent\";\n\x0bTextMessage\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.skim.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"r\n\x13GenerateTextRequest\x12\'\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x17.skim.v1.GenerateConfig\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\"\n\x04\x63hat\x18\x03 \x03(\x0b\x32\x14.skim.v1.TextMessage\"}\n\x14GenerateTextResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x04plan\x18\x03 \x01(\x0b\x32\x14.skim.v1.PlanSummary\x12\x1f\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x0f.skim.v1.Finish\"1\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\",\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"\x97\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.skim.v1.ModelKind\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x19\n\x11max_prompt_tokens\x18\x06 \x01(\r\x12\x0c\n\x04\x63hat\x18\x07 \x01(\x08\"M\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.skim.v1.Model\x12\x17\n\x0fskim_min_tokens\x18\x02 \x01(\r*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*p\n\x0bPrefillMode\x12\x1c\n\x18PREFILL_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11PREFILL_MODE_AUTO\x10\x01\x12\x15\n\x11PREFILL_MODE_FULL\x10\x02\x12\x15\n\x11PREFILL_MODE_SKIM\x10\x03*V\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_KIND_TARGET\x10\x01\x12\x16\n\x12MODEL_KIND_DRAFTER\x10\x02\x32\xb3\x02\n\x0eGatewayService\x12\x43\n\x08Generate\x12\x18.skim.v1.GenerateRequest\x1a\x19.skim.v1.GenerateResponse(\x01\x30\x01\x12K\n\x0cGenerateText\x12\x1c.skim.v1.GenerateTextRequest\x1a\x1d.skim.v1.GenerateTextResponse\x12H\n\x0b\x43ountTokens\x12\x1b.skim.v1.CountTokensRequest\x1a\x1c.skim.v1.CountTokensResponse\x12\x45\n\nListModels\x12\x1a.skim.v1.ListModelsRequest\x1a\x1b.skim.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skim.v1.gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2306
-  _globals['_ROLE']._serialized_end=2401
-  _globals['_PREFILLMODE']._serialized_start=2403
-  _globals['_PREFILLMODE']._serialized_end=2515
-  _globals['_MODELKIND']._serialized_start=2517
-  _globals['_MODELKIND']._serialized_end=2603
+  _globals['_ROLE']._serialized_start=2346
+  _globals['_ROLE']._serialized_end=2441
+  _globals['_PREFILLMODE']._serialized_start=2443
+  _globals['_PREFILLMODE']._serialized_end=2555
+  _globals['_MODELKIND']._serialized_start=2557
+  _globals['_MODELKIND']._serialized_end=2643
   _globals['_MESSAGE']._serialized_start=56
-  _globals['_MESSAGE']._serialized_end=94
-  _globals['_GENERATECONFIG']._serialized_start=97
-  _globals['_GENERATECONFIG']._serialized_end=668
-  _globals['_GENERATEREQUEST']._serialized_start=671
-  _globals['_GENERATEREQUEST']._serialized_end=813
-  _globals['_ADMITTED']._serialized_start=815
-  _globals['_ADMITTED']._serialized_end=877
-  _globals['_PLANSUMMARY']._serialized_start=880
-  _globals['_PLANSUMMARY']._serialized_end=1236
-  _globals['_FINISH']._serialized_start=1239
-  _globals['_FINISH']._serialized_end=1429
-  _globals['_GENERATERESPONSE']._serialized_start=1432
-  _globals['_GENERATERESPONSE']._serialized_end=1649
-  _globals['_TEXTMESSAGE']._serialized_start=1651
-  _globals['_TEXTMESSAGE']._serialized_end=1710
-  _globals['_GENERATETEXTREQUEST']._serialized_start=1712
-  _globals['_GENERATETEXTREQUEST']._serialized_end=1826
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=1828
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=1953
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1955
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2004
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2006
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2050
-  _globals['_LISTMODELSREQUEST']._serialized_start=2052
-  _globals['_LISTMODELSREQUEST']._serialized_end=2071
-  _globals['_MODEL']._serialized_start=2074
-  _globals['_MODEL']._serialized_end=2225
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2227
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2304
-  _globals['_GATEWAYSERVICE']._serialized_start=2606
-  _globals['_GATEWAYSERVICE']._serialized_end=2913
+  _globals['_MESSAGE']._serialized_end=134
+  _globals['_GENERATECONFIG']._serialized_start=137
+  _globals['_GENERATECONFIG']._serialized_end=708
+  _globals['_GENERATEREQUEST']._serialized_start=711
+  _globals['_GENERATEREQUEST']._serialized_end=853
+  _globals['_ADMITTED']._serialized_start=855
+  _globals['_ADMITTED']._serialized_end=917
+  _globals['_PLANSUMMARY']._serialized_start=920
+  _globals['_PLANSUMMARY']._serialized_end=1276
+  _globals['_FINISH']._serialized_start=1279
+  _globals['_FINISH']._serialized_end=1469
+  _globals['_GENERATERESPONSE']._serialized_start=1472
+  _globals['_GENERATERESPONSE']._serialized_end=1689
+  _globals['_TEXTMESSAGE']._serialized_start=1691
+  _globals['_TEXTMESSAGE']._serialized_end=1750
+  _globals['_GENERATETEXTREQUEST']._serialized_start=1752
+  _globals['_GENERATETEXTREQUEST']._serialized_end=1866
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=1868
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=1993
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1995
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2044
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2046
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2090
+  _globals['_LISTMODELSREQUEST']._serialized_start=2092
+  _globals['_LISTMODELSREQUEST']._serialized_end=2111
+  _globals['_MODEL']._serialized_start=2114
+  _globals['_MODEL']._serialized_end=2265
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2267
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2344
+  _globals['_GATEWAYSERVICE']._serialized_start=2646
+  _globals['_GATEWAYSERVICE']._serialized_end=2953
 # @@protoc_insertion_point(module_scope)

@@ -42,10 +42,12 @@ MODEL_KIND_TARGET: ModelKind
 MODEL_KIND_DRAFTER: ModelKind
 
 class Message(_message.Message):
-    __slots__ = ("role",)
+    __slots__ = ("role", "size_bytes")
     ROLE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     role: Role
-    def __init__(self, role: _Optional[_Union[Role, str]] = ...) -> None: ...
+    size_bytes: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class GenerateConfig(_message.Message):
     __slots__ = ("request_id", "model", "drafter", "messages", "mode", "selection", "scoring", "sampling", "speculation", "positions", "protected", "query", "protect_tail_tokens", "control_ranges", "want_spans")

@@ -1,0 +1,352 @@
+"""gRPC in one place: the error table, the server every service runs in, and channels to peers.
+
+`RpcServer` gives each service the same behaviour: a data port, an admin port on loopback, health
+(`""`, `liveness`, `readiness` and the services' full names), reflection, one interceptor that maps
+the error tree to `google.rpc.Status`, and a drain on SIGTERM. Refuses a port that is in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from skim import errors
+from skim.errors import ConfigError, EngineFault, SkimError, Unavailable
+from skim.log import get_logger
+
+DOMAIN = "skim"
+MAX_MESSAGE_BYTES = 8 << 20
+
+# The one table. A server takes the first class that matches an error, so subclasses stand above
+# their parents; a client takes the last class of a code, so the general one stands below.
+STATUS_CODES: tuple[tuple[type[SkimError], grpc.StatusCode], ...] = (
+    (errors.PartOutOfOrder, grpc.StatusCode.OUT_OF_RANGE),
+    (errors.DigestMismatch, grpc.StatusCode.DATA_LOSS),
+    (errors.PromptTooLong, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.SpansNotCanonical, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.NotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.Busy, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.ModelFileError, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.PreconditionFailed, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.Cancelled, grpc.StatusCode.CANCELLED),
+    (errors.Unimplemented, grpc.StatusCode.UNIMPLEMENTED),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.EngineFault, grpc.StatusCode.INTERNAL),
+)
+
+_BY_REASON: dict[str, type[SkimError]] = {
+    cls.default_reason: cls
+    for cls in (errors.SpansNotCanonical, errors.PromptTooLong, errors.ModelFileError)
+}
+
+
+def status_code(error: SkimError) -> grpc.StatusCode:
+    """The gRPC code of an error."""
+    return next(
+        (code for cls, code in STATUS_CODES if isinstance(error, cls)), grpc.StatusCode.INTERNAL
+    )
+
+
+def trailers(error: SkimError) -> tuple[tuple[str, str | bytes], ...]:
+    """Trailing metadata that carries an error's details, and its retry hint."""
+    status = status_pb2.Status(
+        code=getattr(code_pb2, status_code(error).name), message=error.message
+    )
+    status.details.add().Pack(
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    )
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.message
+        )
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    result: list[tuple[str, str | bytes]] = []
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration(
+            seconds=int(error.retry_after_s), nanos=int(error.retry_after_s % 1 * 1e9)
+        )
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        result.append(("grpc-retry-pushback-ms", str(int(error.retry_after_s * 1000))))
+    result.append(("grpc-status-details-bin", status.SerializeToString()))
+    return tuple(result)
+
+
+def _metadata(pairs: Any) -> dict[str, str | bytes]:
+    return dict(pairs or ())
+
+
+async def abort(context: grpc.aio.ServicerContext, error: SkimError) -> None:
+    """End the call with an error. Does not return."""
+    await context.abort(status_code(error), error.message, trailers(error))
+
+
+def from_rpc_error(failure: grpc.RpcError) -> SkimError:
+    """Turn a failed call back into the error that the other side raised."""
+    code, message = failure.code(), failure.details() or ""
+    cls = next((cls for cls, mapped in reversed(STATUS_CODES) if mapped is code), EngineFault)
+    details = _metadata(failure.trailing_metadata()).get("grpc-status-details-bin")
+    if not isinstance(details, bytes):
+        return cls(message or code.name)
+    info, field, retry_after_s = error_details_pb2.ErrorInfo(), None, None
+    for packed in status_pb2.Status.FromString(details).details:
+        bad_request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if packed.Is(info.DESCRIPTOR):
+            packed.Unpack(info)
+        elif packed.Unpack(bad_request) and bad_request.field_violations:
+            field = bad_request.field_violations[0].field
+        elif packed.Unpack(retry):
+            retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    cls = _BY_REASON.get(info.reason, cls)
+    return cls(
+        message,
+        reason=info.reason or None,
+        field=field,
+        metadata=dict(info.metadata),
+        retry_after_s=retry_after_s,
+    )
+
+
+@contextlib.asynccontextmanager
+async def errors_from_peer() -> AsyncIterator[None]:
+    """Raise a peer's failure as our error inside the body."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as failure:
+        raise from_rpc_error(failure) from failure
+
+
+def connect(address: str) -> grpc.aio.Channel:
+    """Open a channel to a peer (`host:port` or `unix:/path`); it reconnects by itself."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.initial_reconnect_backoff_ms", 200),
+        ],
+    )
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Outermost interceptor: request ids for the log, the error tree as statuses, a drain gate.
+
+    An exception that is not of our tree is a defect: it is logged with its trace, and the caller
+    sees INTERNAL without details. Counts the calls in flight, health and reflection excepted.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.in_flight = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the call's handler, whatever its kind."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/skim."):
+            return handler
+        streams = handler.response_streaming
+        inner = (
+            (handler.stream_stream or handler.unary_stream)
+            if streams
+            else (handler.stream_unary or handler.unary_unary)
+        )
+
+        async def stream(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            async with self._guard(method, context):
+                async for response in inner(request, context):
+                    yield response
+
+        async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            async with self._guard(method, context):
+                return await inner(request, context)
+
+        name = "_".join(
+            "stream" if flag else "unary" for flag in (handler.request_streaming, streams)
+        )
+        make: Any = getattr(grpc, f"{name}_rpc_method_handler")
+        return make(
+            stream if streams else unary,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _guard(self, method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        if self.draining and "AdminService" not in method:
+            await abort(
+                context,
+                Unavailable("the service is draining", reason="DRAINING", retry_after_s=1.0),
+            )
+        counted = "AdminService" not in method
+        self.in_flight += counted
+        self.idle.clear()
+        metadata = _metadata(context.invocation_metadata())
+        request_id = metadata.get("x-request-id")
+        if request_id:
+            structlog.contextvars.bind_contextvars(request_id=str(request_id))
+        try:
+            yield
+        except SkimError as error:
+            if isinstance(error, EngineFault):
+                get_logger().error("engine_fault", method=method, message=error.message)
+            await abort(context, error)
+        except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception:
+            get_logger().exception("unexpected_error", method=method)
+            await abort(context, EngineFault("internal error; the service's log has the details"))
+        finally:
+            self.in_flight -= counted
+            if self.in_flight == 0:
+                self.idle.set()
+
+
+class RpcServer:
+    """One service's two ports, health and life.
+
+    Args:
+        service_names: full names of the services on the data port, for health and reflection.
+        admin_service_names: the same for the admin port.
+        listen: `host:port` (port 0 picks one) or `unix:/path`.
+        admin_listen: the same for the admin port.
+        interceptors: run inside the error mapping, for example authentication.
+    """
+
+    def __init__(
+        self,
+        *,
+        service_names: Sequence[str],
+        admin_service_names: Sequence[str],
+        listen: str,
+        admin_listen: str,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self._gate = ErrorInterceptor()
+        self._health = HealthServicer()
+        self._names = ["", "readiness", *service_names]
+        self.data = self._make(service_names, [self._gate, *interceptors])
+        self.admin = self._make(admin_service_names, [self._gate])
+        self._listen, self._admin_listen = listen, admin_listen
+        self.port = 0
+        self.admin_port = 0
+        self._stopping = asyncio.Event()
+
+    def _make(
+        self, names: Sequence[str], interceptors: list[grpc.aio.ServerInterceptor]
+    ) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=interceptors,
+            options=[
+                ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            [
+                *names,
+                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                reflection.SERVICE_NAME,
+            ],
+            server,
+        )
+        return server
+
+    async def start(self) -> None:
+        """Listen on both ports, alive but NOT_SERVING.
+
+        Raises:
+            ConfigError: an address is malformed or in use.
+        """
+        self.port = _bind(self.data, self._listen)
+        self.admin_port = _bind(self.admin, self._admin_listen)
+        await self.set_serving(False)
+        await self._health.set("liveness", health_pb2.HealthCheckResponse.SERVING)
+        await self.data.start()
+        await self.admin.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """Set the health of everything but `liveness`."""
+        status = health_pb2.HealthCheckResponse
+        for name in self._names:
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls being served, admin, health and reflection excepted."""
+        return self._gate.in_flight
+
+    async def drain(self, grace_s: float) -> int:
+        """Refuse new calls, wait for the running ones; return how many did not finish."""
+        self._gate.draining = True
+        await self.set_serving(False)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gate.idle.wait(), grace_s)
+        return self.in_flight
+
+    def request_stop(self) -> None:
+        """Make `run_until_stopped` drain and return."""
+        self._stopping.set()
+
+    async def run_until_stopped(self, grace_s: float) -> None:
+        """Serve until SIGTERM or SIGINT, then drain and stop. A second signal stops at once."""
+        loop = asyncio.get_running_loop()
+        hurry = asyncio.Event()
+
+        def on_signal() -> None:
+            if self._stopping.is_set():
+                hurry.set()
+            self._stopping.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        await self._stopping.wait()
+        drained = asyncio.create_task(self.drain(grace_s))
+        await asyncio.wait(
+            {drained, asyncio.create_task(hurry.wait())}, return_when=asyncio.FIRST_COMPLETED
+        )
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Cancel what runs and close both ports."""
+        await self.data.stop(grace=None)
+        await self.admin.stop(grace=None)
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    try:
+        port = server.add_insecure_port(address)
+    except (RuntimeError, ValueError):
+        port = 0
+    if port == 0 and not address.startswith("unix:"):
+        raise ConfigError(
+            f"cannot listen on {address}: the port is in use or the address is malformed",
+            reason="ADDRESS_UNAVAILABLE",
+            got=address,
+            allowed="a free host:port or unix:/path",
+        )
+    return int(port)
