@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 
 import skim.errors
 from skim.errors import EngineFault, InvalidRequest, PreconditionFailed, SkimError, Unavailable
+from skim.log import get_logger
 from target_svc.frames import FrameError, FrameHead, decode_body, decode_head, encode
 from target_svc.messages import (
     Cancel,
@@ -49,7 +49,7 @@ from target_svc.messages import (
     Tokens,
 )
 
-log = logging.getLogger("skim.engine")
+log = get_logger()
 
 Event = Progress | Tokens | Done
 MAX_STARTS = 3  # deaths in a row before Ready that make the failure final
@@ -291,7 +291,7 @@ class EngineClient:
             if was_ready and time.monotonic() - started_s > STEADY_S:
                 wait_s = self._backoff_s[0]
             self.restarts += 1
-            log.warning("engine_restart", extra={"backoff_s": wait_s, "restarts": self.restarts})
+            log.warning("engine_restart", backoff_s=wait_s, restarts=self.restarts)
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, self._backoff_s[1])
 
@@ -311,12 +311,12 @@ class EngineClient:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the child is gone, or we closed the socket
         except FrameError as error:
-            log.error("engine_frame_invalid", extra={"error": str(error)})
+            log.error("engine_frame_invalid", error=str(error))
             self._process.kill()
         finally:
             self._disconnect()
             code = await _reap(self._process)
-            log.info("engine_exit", extra={"pid": self._process.pid, "code": code})
+            log.info("engine_exit", pid=self._process.pid, code=code)
         return failure
 
     async def _read(self, reader: asyncio.StreamReader) -> SkimError | None:

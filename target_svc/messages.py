@@ -43,7 +43,7 @@ class EngineConfig:
     threads_batch: int = 0  # 0: the same
     gpu_layers: int = -1  # -1: all, where the build has a GPU backend
     flash_attention: bool = True
-    draft_tokens_max: int = 8  # per verify batch; 0: no speculation
+    draft_tokens_max: int = 7  # so that a verify batch has at most 8 rows; 0: no speculation
     max_waiting: int = 64  # requests waiting for cells; the service admits long before this
 
 
@@ -194,8 +194,9 @@ class Done:
 
     @property
     def acceptance_length(self) -> float:
-        """Tokens emitted per decode step, the bonus token included; 0 when there was none."""
-        return (self.output_tokens - 1) / self.steps if self.steps else 0.0
+        """Tokens chosen per decode step, bonus and stop tokens included; 0 without a step."""
+        chosen = self.output_tokens - 1 + (self.reason == "stop")  # prefill chose the first
+        return chosen / self.steps if self.steps else 0.0
 
 
 @dataclass(frozen=True)

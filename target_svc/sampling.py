@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from skim.errors import InvalidRequest
+import numpy as np
+from numpy.typing import NDArray
+
+from skim.errors import EngineFault, InvalidRequest
 
 MAX_TOP_LOGPROBS = 20  # the limit users know from other servers
 
@@ -62,3 +66,120 @@ class Sampling:
             raise wrong("sampling.seed", self.seed, "in [0, 2^64)")
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
             raise wrong("sampling.top_logprobs", self.top_logprobs, f"in [0, {MAX_TOP_LOGPROBS}]")
+
+
+class TokenLogprobs(NamedTuple):
+    """Natural logs under the raw row: the chosen token's, and the n most likely, best first."""
+
+    chosen: float
+    top_ids: NDArray[np.int32]
+    top_logprobs: NDArray[np.float32]
+
+
+class Sampler:
+    """Chooses the tokens of one request; one draw of its own generator an emitted token."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._generator = np.random.default_rng(sampling.seed)
+
+    def choose(self, row: NDArray[np.float32]) -> int:
+        """Choose one token.
+
+        Args:
+            row: float32 [n_vocab] logits; NaN and -inf are tokens that cannot be chosen.
+        Raises:
+            EngineFault: no entry is finite, or one is +inf: the model's output is broken.
+        """
+        best = int(np.argmax(row))  # a NaN, if there is one; else the lowest id of the maximum
+        if not math.isfinite(row[best]):
+            row = _without_nan(row)
+            best = int(np.argmax(row))
+        if self.sampling.greedy:
+            return best
+        ids, weights = candidates(row, self.sampling)
+        cumulative = np.cumsum(weights)
+        point = self._generator.random() * cumulative[-1]
+        # side="right" never lands on a token of weight 0; the minimum guards the last rounding.
+        index = min(int(np.searchsorted(cumulative, point, side="right")), len(ids) - 1)
+        return int(ids[index])
+
+    def logprobs(self, row: NDArray[np.float32], token: int) -> TokenLogprobs:
+        """Give the log-probabilities that the request asked for; see `Sampling.top_logprobs`."""
+        if not math.isfinite(row[int(np.argmax(row))]):
+            row = _without_nan(row)
+        logits = row.astype(np.float64)
+        peak = logits.max()
+        log_total = peak + math.log(np.exp(logits - peak).sum())
+        ids = _largest(logits, self.sampling.top_logprobs or 0)
+        return TokenLogprobs(
+            float(logits[token] - log_total),
+            ids.astype(np.int32),
+            (logits[ids] - log_total).astype(np.float32),
+        )
+
+
+def candidates(
+    row: NDArray[np.float32], sampling: Sampling
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Apply temperature, top_k, top_p and min_p.
+
+    Returns:
+        ids and weights [m >= 1] (not normalised), most likely first, ties by id; in id order when
+        nothing is filtered, since sorting a large vocabulary would cost more than the draw.
+    """
+    logits = row.astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to exp(-inf) = 0
+        weights = np.exp((logits - logits.max()) / sampling.temperature)
+    total = weights.sum()
+    if sampling.top_k:
+        ids = _largest(weights, min(sampling.top_k, len(weights)))
+        total = weights[ids].sum()
+    elif sampling.top_p < 1.0:
+        ids = _nucleus(weights, sampling.top_p * total)
+    elif sampling.min_p > 0.0:
+        ids = _largest(weights, int((weights >= sampling.min_p).sum()))  # the best weighs 1
+    else:
+        return np.arange(len(weights)), weights
+    kept = weights[ids]
+    if sampling.top_p < 1.0:
+        # The first token at which the sum reaches top_p is the last one kept.
+        count = int(np.searchsorted(np.cumsum(kept), sampling.top_p * total, side="left")) + 1
+        ids, kept = ids[:count], kept[:count]
+    if sampling.min_p > 0.0:
+        count = int((kept >= sampling.min_p * kept[0]).sum())
+        ids, kept = ids[:count], kept[:count]
+    return ids, kept
+
+
+def _nucleus(weights: NDArray[np.float64], mass: float) -> NDArray[np.intp]:
+    """Give the largest weights, sorted, until they hold at least `mass`."""
+    count = 256  # nearly always enough; sorting 150,000 entries for each token is not needed
+    while count < len(weights):
+        ids = _largest(weights, count)
+        if weights[ids].sum() >= mass:
+            return ids
+        count *= 8
+    return _largest(weights, len(weights))
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Give the ids of the `count` largest values, largest first, ties by the lower id."""
+    if count == 0:
+        return np.zeros(0, np.intp)
+    if count < len(values):
+        # argpartition breaks ties as it likes, so only its threshold is used.
+        threshold = np.partition(values, len(values) - count)[len(values) - count]
+        above = np.flatnonzero(values > threshold)
+        level = np.flatnonzero(values == threshold)[: count - len(above)]
+        ids = np.concatenate((above, level))
+    else:
+        ids = np.arange(len(values))
+    return ids[np.lexsort((ids, -values[ids]))]
+
+
+def _without_nan(row: NDArray[np.float32]) -> NDArray[np.float32]:
+    clean = np.where(np.isnan(row), np.float32(-np.inf), row)
+    if not math.isfinite(clean.max()):
+        raise EngineFault("the model's logits are not finite", reason="LOGITS_NOT_FINITE")
+    return clean

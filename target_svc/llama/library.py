@@ -1,0 +1,110 @@
+"""Loads llama.cpp: environment, CUDA libraries, log filter. The only door to `llama_cpp`.
+
+Called once, first thing in the engine child, before any model. Refuses a CUDA build whose CUDA
+libraries are not there, with the package to install instead of the loader's bare message. What
+llama.cpp logs as a warning or an error is kept, since its functions only return NULL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import site
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from skim.errors import ConfigError
+from skim.log import get_logger
+
+log = get_logger()
+
+# cublas needs cublasLt, and both need the runtime, hence the order.
+CUDA_LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13")
+LEVEL_WARN, LEVEL_ERROR, LEVEL_CONTINUE = 3, 4, 5  # enum ggml_log_level; no names in the binding
+# One line an ubatch when positions have gaps, which is what ORIGINAL positions are.
+EXPECTED = ("non-consecutive token position",)
+
+
+class Library:
+    """The loaded library.
+
+    Attributes:
+        api: the module of low-level bindings; untyped, every pointer in it is raw.
+    """
+
+    def __init__(self) -> None:
+        # A failed GGML_ASSERT would otherwise run gdb for seconds before it aborts.
+        os.environ["GGML_NO_BACKTRACE"] = "1"
+        directory = _library_directory()
+        if (directory / "libggml-cuda.so").exists():
+            preload_cuda()
+        self.api: Any = importlib.import_module("llama_cpp.llama_cpp")
+        self._said: deque[str] = deque(maxlen=8)
+        self._line_level = 0
+        self._callback = self.api.llama_log_callback(self._log)  # must outlive every call
+        self.api.llama_log_set(self._callback, ctypes.c_void_p(0))
+        self.api.llama_backend_init()
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether this build can put layers on a GPU."""
+        return bool(self.api.llama_supports_gpu_offload())
+
+    def take_errors(self) -> str:
+        """Give what llama.cpp complained about since the last call, and forget it."""
+        said = "; ".join(self._said)
+        self._said.clear()
+        return said
+
+    def _log(self, level: int, text: bytes, _: Any) -> None:
+        # Called from llama.cpp's own threads, and an exception here would vanish: keep it trivial.
+        self._line_level = level if level != LEVEL_CONTINUE else self._line_level
+        line = text.decode(errors="replace").strip()
+        if self._line_level not in (LEVEL_WARN, LEVEL_ERROR) or not line:
+            return
+        if any(known in line for known in EXPECTED):
+            return
+        if self._line_level == LEVEL_ERROR:
+            self._said.append(line)
+        log.debug("llama_log", line=line)
+
+
+def preload_cuda() -> None:
+    """Load the CUDA 13 libraries that a CUDA build links, from the loader's path or from wheels.
+
+    Raises:
+        ConfigError: one is missing; names it and what to install.
+    """
+    roots = [Path(p) for p in (*site.getsitepackages(), site.getusersitepackages())]
+    for name in CUDA_LIBRARIES:
+        candidates = [name, *(str(root / "nvidia" / "cu13" / "lib" / name) for root in roots)]
+        if not any(_loads(candidate) for candidate in candidates):
+            raise ConfigError(
+                f"llama.cpp was built for CUDA, but {name} cannot be loaded: install the CUDA 13 "
+                "runtime (pip: nvidia-cuda-runtime, nvidia-cublas) or set LD_LIBRARY_PATH",
+                reason="CUDA_LIBRARY_MISSING",
+                got=name,
+            )
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True
+
+
+def _library_directory() -> Path:
+    if override := os.environ.get("LLAMA_CPP_LIB_PATH"):
+        return Path(override)
+    found = importlib.util.find_spec("llama_cpp")
+    if found is None or found.origin is None:
+        raise ConfigError(
+            f"llama-cpp-python is not installed for {sys.executable}", reason="LLAMA_CPP_MISSING"
+        )
+    return Path(found.origin).parent / "lib"
