@@ -47,4 +47,4 @@ def block_score(
 
 def block_mass(maxima: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rescale the sums of a row to its largest maximum: P_IJ = S_IJ exp(m_IJ - max_J m_IJ)."""
-    return sums * np.exp(maxima - maxima.max(axis=-1, keepdims=True))
+    return np.asarray(sums * np.exp(maxima - maxima.max(axis=-1, keepdims=True)))

@@ -53,7 +53,8 @@ class BlockLists:
     def density(self) -> float:
         """Kept pairs of blocks / causal pairs of blocks."""
         num_heads, num_tiles = self.counts.shape
-        return float(self.counts.sum()) / (num_heads * num_tiles * (num_tiles + 1) / 2)
+        causal_pairs = num_heads * num_tiles * (num_tiles + 1) // 2
+        return float(self.counts.sum() / causal_pairs)
 
     def row(self, head: int, tile: int) -> NDArray[np.int32]:
         """The blocks that one tile of one head reads."""

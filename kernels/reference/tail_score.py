@@ -74,4 +74,4 @@ def tail_score(
     """
     rows = attention_rows(queries, keys, positions, scale=scale)
     np.maximum(running_max, average_pool(rows, pool_kernel).max(axis=0), out=running_max)
-    return rows.mean(axis=0, dtype=np.float32)
+    return np.asarray(rows.mean(axis=0), dtype=np.float32)
