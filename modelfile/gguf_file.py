@@ -104,6 +104,17 @@ class GgufFile:
             raise self._wrong(key, value, "an integer")
         return value
 
+    def size(self, key: str, default: int | None = None) -> int:
+        """Read a size, 1 to 2^31 - 1; of a per-layer array, its maximum; see `text`."""
+        value = self.metadata.get(key)
+        if isinstance(value, np.ndarray) and value.size:
+            size = int(self.integers(key).max())
+        else:
+            size = self.integer(key, default)
+        if not 1 <= size < 2**31:
+            raise self._wrong(key, size, "1 to 2^31 - 1")
+        return size
+
     def number(self, key: str, default: float | None = None) -> float:
         """Read a finite number; see `text`."""
         value = self.metadata.get(key, default)
