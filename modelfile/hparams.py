@@ -3,7 +3,7 @@
 Read from a `GgufFile` by the drafter (which builds its forward pass on it and takes the three
 architectures of `FORWARD_ARCHITECTURES` only) and by the target (which leaves the forward pass to
 llama.cpp and takes any: `any_architecture=True`). Defaults for missing keys are llama.cpp's.
-Refuses unsupported architectures, impossible sizes and missing or misshapen tensors (ModelFileError).
+Refuses (ModelFileError) unsupported architectures, impossible sizes, missing or misshapen tensors.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ModelShape:
             head_dim=head_dim,
             value_dim=gguf.size(key + "attention.value_length", default_head),
             ffn=gguf.size(key + "feed_forward_length", 1 if any_architecture else None),
-            vocab_size=_vocabgguf.size(arch),
+            vocab_size=_vocab_size(gguf, arch),
             rms_eps=gguf.number(
                 key + "attention.layer_norm_rms_epsilon", 1e-5 if any_architecture else None
             ),
