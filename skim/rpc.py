@@ -201,7 +201,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             )
         counted = "AdminService" not in method
         self.in_flight += counted
-        self.idle.clear()
+        if counted:
+            self.idle.clear()
         metadata = _metadata(context.invocation_metadata())
         request_id = metadata.get("x-request-id")
         if request_id:
