@@ -1,0 +1,22 @@
+"""Tools outside Python that some tests need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def require_tool(name: str) -> str:
+    """Path of a program; where it is missing the test skips, or fails if the tools are required."""
+    found = shutil.which(name) or shutil.which(name, path=str(ROOT / ".venv/bin"))
+    if found:
+        return found
+    sentence = f"needs the program {name}, which is not installed"
+    if os.environ.get("SKIM_REQUIRE_TOOLS") == "1":
+        pytest.fail(sentence)
+    pytest.skip(sentence)
