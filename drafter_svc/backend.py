@@ -130,11 +130,11 @@ class ChunkScores:
         panel: float32 [num_rows, num_chunks], or None for scorers without attention. One row per
             (layer group, query): the query's softmax mass per chunk, averaged over the heads and
             layers of the group; each row sums to 1. Rows run group by group, queries within.
-        density: per layer run, kept pairs of blocks / causal pairs of blocks; 1.0 when dense.
+        density: per layer that attended, kept pairs of blocks / causal pairs; 1.0 when dense.
         cut_row_share: share of (layer, head, tile) rows that `max_density` cut, [0, 1].
         yarn_factor: context extension in force; 1.0 means none.
         layers_run: layers entered; the last of them stops after its queries and keys.
-        stage_s: seconds by stage: embed, project, means, select, attend, mlp, score.
+        stage_s: seconds by stage: embed, project, attend, mlp, score (and lookahead).
         num_queries: scoring queries.
         query_copied: the query's tokens were run again after the prompt.
     """
