@@ -146,7 +146,7 @@ class StartFailed:
 
 @dataclass(frozen=True)
 class Progress:
-    """Prompt tokens prefilled so far."""
+    """Prompt tokens prefilled so far; the first one, with 0, says that the request left the queue."""
 
     request_id: str
     prefilled: int

@@ -135,6 +135,7 @@ class Lane:
             free.discard(sequence.slot)
             sequence.started_s = time.monotonic()
             self.running.append(sequence)
+            self._outlet.send(Progress(sequence.request_id, 0, len(sequence.submit.ids)))
 
     def _guarded(self, sequences: Iterable[Sequence], work: Callable[[], None]) -> None:
         """Run llama.cpp work; what goes wrong ends the sequences in it and no others."""
