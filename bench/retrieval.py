@@ -1,0 +1,253 @@
+"""Retrieval by keep ratio: is the needle kept, and does the answer survive?
+
+    python -m bench.retrieval --sizes 8192,16384 --tasks niah_single,niah_multikey --n 50 \
+        --keep 0.05,0.1,0.2 --scorer specprefill --seed 1 --json
+
+Gold recall: share of prompts whose every asked needle (key and value) lies in kept spans. Full and
+skim accuracy: the bundled target answers the same prompts whole and skimmed, greedily; leave them
+out with `--no-target`. Questions share no word with the needle but the key; needles lie outside
+what is kept anyway. Intervals are 95 % Wilson, the difference is paired. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: workers are the parallelism
+
+import argparse
+import asyncio
+import itertools
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench.retrieval_answers import Answerer
+from bench.retrieval_cases import Cell, build_case
+from bench.retrieval_scoring import Job, Scored, Variant, run_job, start_worker
+from bench.ruler import TASKS
+from bench.stats import paired_difference, wilson
+from drafter_svc.backend import SCORERS
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+DRAFTERS = {"same": MODELS / "skim-drafter.gguf", "cross": MODELS / "skim-drafter-cross.gguf"}
+MODEL_FREE = ("lexical", "ends", "random")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; list options take commas."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    whole = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    shares = lambda text: [float(part) for part in text.split(",")]  # noqa: E731
+    words = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--sizes", type=whole, default=[8192, 16384])
+    parser.add_argument("--tasks", type=words, default=["niah_single", "niah_multikey"])
+    parser.add_argument("--n", type=int, default=50)
+    parser.add_argument("--keep", type=shares, default=[0.05, 0.1, 0.2])
+    parser.add_argument("--scorer", type=words, default=["specprefill"])
+    parser.add_argument("--drafter", type=words, default=["same"], help="same, cross")
+    parser.add_argument("--neighbours", type=whole, default=[0])
+    parser.add_argument("--last-token", type=whole, default=[1], help="1, 0 or both")
+    parser.add_argument("--question", type=words, default=["below"], help="below, above")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--target-n", type=int, help="answer only the first of the n prompts")
+    parser.add_argument("--no-target", action="store_true", help="gold recall only")
+    parser.add_argument("--no-skim", action="store_true", help="full accuracy only, no drafter")
+    parser.add_argument("--gpu", action="store_true", help="offload the target's layers")
+    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", action="store_true", help="no table, only the JSON line")
+    options = parser.parse_args(arguments)
+    for name, given, allowed in (
+        ("--tasks", options.tasks, TASKS),
+        ("--scorer", options.scorer, SCORERS),
+        ("--drafter", options.drafter, tuple(DRAFTERS)),
+        ("--question", options.question, ("below", "above")),
+    ):
+        for value in given:
+            if value not in allowed:
+                parser.error(f"{name} must be of {', '.join(allowed)}, got {value!r}")
+    return options
+
+
+def variants(options: argparse.Namespace) -> tuple[Variant, ...]:
+    """Every distinct way to score and select; model-free scorers run with one drafter only."""
+    if options.no_skim:
+        return ()
+    rows: dict[Variant, None] = {}
+    for drafter, scorer, last, around, keep in itertools.product(
+        options.drafter, options.scorer, options.last_token, options.neighbours, options.keep
+    ):
+        if scorer in MODEL_FREE and (drafter, last) != (options.drafter[0], options.last_token[0]):
+            continue
+        rows[Variant(scorer, drafter, keep, around, bool(last))] = None
+    return tuple(rows)
+
+
+def cells(options: argparse.Namespace) -> list[Cell]:
+    """Every task at every size, with the question where it was asked for."""
+    return [
+        Cell(size, task, where == "above")
+        for where, size, task in itertools.product(options.question, options.sizes, options.tasks)
+    ]
+
+
+def score_all(jobs: list[Job], options: argparse.Namespace, progress: Progress) -> Iterable[Scored]:
+    """Score the prompts in worker processes, in order."""
+    drafters = {name: DRAFTERS[name] for name in options.drafter}
+    with ProcessPoolExecutor(
+        options.workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=start_worker,
+        initargs=(MODELS / "skim-target.gguf", drafters),
+    ) as pool:
+        bar = progress.add_task("score", total=len(jobs))
+        for scored in pool.map(run_job, jobs):
+            progress.advance(bar)
+            yield scored
+
+
+async def answer_all(
+    scored: list[Scored], options: argparse.Namespace, progress: Progress
+) -> dict[tuple[Cell, int], tuple[bool, tuple[bool, ...]]]:
+    """Answer each prompt whole, and once for each distinct set of kept spans."""
+    size = max(options.sizes)
+    results = {}
+    target = MODELS / "skim-target.gguf"
+    async with Answerer(target, size, gpu=options.gpu, slots=options.slots) as answerer:
+        bar = progress.add_task("answer", total=len(scored))
+
+        async def one(item: Scored) -> None:
+            case = build_case(item.job.cell, item.job.seed, answerer.tokenizer, answerer.pieces)
+            full = await answerer.answer(case, None)
+            seen: dict[Any, bool] = {}
+            for spans in item.spans:
+                if spans not in seen:
+                    seen[spans] = await answerer.answer(case, spans)
+            skim = tuple(seen[spans] for spans in item.spans)
+            results[item.job.cell, item.job.seed] = (full, skim)
+            progress.advance(bar)
+
+        gate = asyncio.Semaphore(2 * options.slots)
+
+        async def gated(item: Scored) -> None:
+            async with gate:
+                await one(item)
+
+        await asyncio.gather(*(gated(item) for item in scored))
+    return results
+
+
+def row(
+    cell: Cell,
+    variant: Variant | None,
+    index: int,
+    scored: list[Scored],
+    answers: dict[tuple[Cell, int], tuple[bool, tuple[bool, ...]]],
+) -> dict[str, Any]:
+    """One line of the table."""
+    here = [item for item in scored if item.job.cell == cell]
+    answered = [answers[cell, item.job.seed] for item in here if (cell, item.job.seed) in answers]
+    line: dict[str, Any] = {"size": cell.size, "task": cell.name}
+    if variant:
+        gold = sum(item.gold[index] for item in here)
+        line |= {
+            "scorer": variant.scorer,
+            "drafter": variant.drafter,
+            "keep_ratio": variant.keep_ratio,
+            "neighbour_chunks": variant.neighbour_chunks,
+            "last_token_query": variant.last_token_query,
+            "n": len(here),
+            "gold_recall": gold / len(here),
+            "gold_interval": wilson(gold, len(here)),
+            "density": sum(item.density for item in here) / len(here),
+        }
+    line["answered_n"] = len(answered)
+    line["full_accuracy"] = line["skim_accuracy"] = None
+    if answered:
+        full = [pair[0] for pair in answered]
+        line["full_accuracy"] = sum(full) / len(full)
+        line["full_interval"] = wilson(sum(full), len(full))
+        if variant:
+            skim = [pair[1][index] for pair in answered]
+            line["skim_accuracy"] = sum(skim) / len(skim)
+            line["skim_interval"] = wilson(sum(skim), len(skim))
+            line["skim_minus_full"] = paired_difference(full, skim)
+    return line
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    """Print the table for people."""
+    table = Table("size", "task", "scorer", "drafter", "keep", "n", "gold recall", "full", "skim")
+    for line in rows:
+        interval = line.get("gold_interval")
+        table.add_row(
+            str(line["size"]),
+            line["task"],
+            line.get("scorer", "")
+            + ("" if line.get("last_token_query", True) else ", no last token")
+            + (f", ±{line['neighbour_chunks']}" if line.get("neighbour_chunks") else ""),
+            line.get("drafter", ""),
+            f"{line['keep_ratio']:g}" if "keep_ratio" in line else "",
+            f"{line.get('n', '')}/{line['answered_n']}",
+            f"{line['gold_recall']:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "",
+            _share(line, "full"),
+            _share(line, "skim"),
+        )
+    console.print(table)
+
+
+def _share(line: dict[str, Any], name: str) -> str:
+    if line[f"{name}_accuracy"] is None:
+        return ""
+    low, high = line[f"{name}_interval"]
+    return f"{line[f'{name}_accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the table."""
+    options = parse(arguments)
+    console = Console(stderr=True)
+    began = time.monotonic()
+    ways = variants(options)
+    seeds = [options.seed * 1_000_000 + index for index in range(options.n)]
+    jobs = [Job(cell, seed, ways) for cell in cells(options) for seed in seeds]
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        if ways:
+            scored = list(score_all(jobs, options, progress))
+        else:
+            scored = [Scored(job, (), (), (), 0.0) for job in jobs]
+        score_s = time.monotonic() - began
+        answers: dict[tuple[Cell, int], tuple[bool, tuple[bool, ...]]] = {}
+        if not options.no_target:
+            limit = set(seeds[: options.target_n])
+            chosen = [item for item in scored if item.job.seed in limit]
+            answers = asyncio.run(answer_all(chosen, options, progress))
+    rows = [
+        row(cell, variant, index, scored, answers)
+        for cell in cells(options)
+        for index, variant in enumerate(ways or (None,))
+    ]
+    if not options.json:
+        show(rows, console)
+    summary = {
+        "bench": "retrieval",
+        "seed": options.seed,
+        "score_s": round(score_s, 1),
+        "total_s": round(time.monotonic() - began, 1),
+        "rows": rows,
+    }
+    sys.stdout.write(json.dumps(summary) + "\n")
+
+
+if __name__ == "__main__":
+    main()
