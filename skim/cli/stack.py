@@ -101,34 +101,45 @@ class LocalStack:
         """Start everything and wait until all are ready.
 
         Raises:
-            ConfigError: a port is in use, or a service refused its settings.
-            ModelFileError: a service could not read its model.
+            ConfigError: a port is in use, or a service refused its settings or its model.
             DeadlineExceeded: one was not ready within `start_timeout_s`.
             EngineFault: one died without saying why; its log is named.
         """
+        self.launch()
+        try:
+            while not self.is_up():
+                self._up.wait()
+        except BaseException:  # also ctrl-C while it starts
+            self.stop()
+            raise
+
+    def launch(self) -> None:
+        """Begin to start everything and return at once; `is_up` tells how it went."""
         for plan in self.plans:
             require_free([(plan.name, plan.address), (f"{plan.name} admin", plan.admin_address)])
         self._thread.start()
-        try:
-            self._up.wait()
-        except BaseException:  # ctrl-C while it starts
-            self.stop()
-            raise
+
+    def is_up(self) -> bool:
+        """Tell whether all services have been ready; raises as `start` does if one failed."""
         if self._failure:
-            self._thread.join()
             raise self._failure
+        return self._up.is_set()
 
-    def stop(self, *, hurry: bool = False) -> None:
-        """Drain and stop: gateway, drafters, target. Returns when all are gone.
+    def stop(self) -> None:
+        """Drain and stop: gateway, drafters, target. Returns when all are gone."""
+        self.request_stop()
+        if self._thread.is_alive():
+            self._thread.join()
 
-        Args:
-            hurry: kill instead of waiting; may be called while another call waits.
-        """
+    def request_stop(self, *, hurry: bool = False) -> None:
+        """Begin to stop and return at once; with `hurry`, kill what is still there."""
         if hurry:
             self._hurry.set()
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+
+    def is_gone(self) -> bool:
+        """Tell whether no process of this stack is left."""
+        return not self._thread.is_alive()
 
     def wait_for(self, name: str, status: Status, *, restarts: int, timeout_s: float) -> None:
         """Wait until a service that was restarted at least `restarts` times has a status.
@@ -162,8 +173,8 @@ class LocalStack:
         except Exception as error:  # raised again by `start`, in the caller's thread
             self._failure = error
         finally:
-            self._bring_down()
             self._up.set()
+            self._bring_down()
 
     def _bring_up(self, service: ServiceProcess) -> None:
         service.spawn()
