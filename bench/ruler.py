@@ -1,8 +1,9 @@
-"""Generate retrieval tasks in the manner of RULER (NVIDIA, arXiv 2404.06654), written from its description.
+"""Generate retrieval tasks in the manner of RULER (arXiv 2404.06654), from its description.
 
-Feeds the training data, `bench.retrieval` and the tests. A sample is text and byte ranges; no model, no
-tokenizer and no array is needed but the caller's `count_tokens`. Tasks: niah_single, niah_multikey (16
-keys), niah_multivalue, niah_multiquery and vt (variable tracking); haystacks: noise, prose, needle.
+Feeds the training data, `bench.retrieval` and the tests. A sample is text and byte ranges; no
+model, no tokenizer and no array is needed but the caller's `count_tokens`. Tasks: niah_single,
+niah_multikey (16 keys), niah_multivalue, niah_multiquery and vt (variable tracking); haystacks:
+noise, prose, needle.
 """
 
 import random
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from bench import wordings
-from bench.wordings import KINDS, NOISE, PLAIN, TEST_WORDINGS, Wording
+from bench.wordings import KINDS, NOISE, PLAIN, TEST_WORDINGS
 from skim.demo_document import collect_sentences
 from skim.errors import InvalidRequest
 
@@ -27,7 +28,7 @@ VT_QUESTION = "Find all variables that are assigned the value {value} in the tex
 
 @dataclass(frozen=True)
 class RulerSpec:
-    """What to generate. `depth_range` bounds the asked needles' place, as a share of the document."""
+    """What to generate; `depth_range` bounds the asked needles' place (shares of the document)."""
 
     task: str = "niah_single"
     haystack: str = "prose"
@@ -48,7 +49,9 @@ class RulerSpec:
         _require("wording", self.wording, tuple(WORDINGS))
         low, high = self.depth_range
         if not 0 <= low < high <= 1:
-            raise InvalidRequest.field_value("depth_range", self.depth_range, "0 <= low < high <= 1")
+            raise InvalidRequest.field_value(
+                "depth_range", self.depth_range, "0 <= low < high <= 1"
+            )
         if min(self.keys, self.values, self.queries) < 1:
             raise InvalidRequest.field_value("keys, values, queries", self, "at least 1")
 
@@ -96,12 +99,17 @@ def random_needle(rng: random.Random, key_kind: str = "words", value_kind: str =
 
 
 def build_sample(
-    spec: RulerSpec, target_tokens: int, count_tokens: CountTokens, seed: int, reserve_tokens: int = 0
+    spec: RulerSpec,
+    target_tokens: int,
+    count_tokens: CountTokens,
+    seed: int,
+    reserve_tokens: int = 0,
 ) -> RulerSample:
     """Build one sample whose prompt has at most `target_tokens` tokens, within 1 % below.
 
-    `reserve_tokens` is left free for what the caller adds (a chat template: 16). The same arguments give
-    the same sample. Raises InvalidRequest when not even the needles and the question fit.
+    `reserve_tokens` is left free for what the caller adds (a chat template: 16). The same
+    arguments give the same sample. Raises InvalidRequest when not even the needles and the
+    question fit.
     """
     rng = random.Random(f"{spec.task}/{spec.haystack}/{seed}")
     needles, question, answers, kept_keys = _task(spec, rng)

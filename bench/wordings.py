@@ -1,41 +1,43 @@
 """The words of the retrieval tasks: keys, values, needles, and how a question may be put.
 
-Read by `bench.ruler` and by the training data. Test wordings and training wordings are disjoint; the
-families in NO_SHARED_WORD share no word with a needle but the key itself, so a lexical match of the
-question cannot find the needle through anything else.
+Read by `bench.ruler` and by the training data. Test wordings and training wordings are disjoint;
+the families in NO_SHARED_WORD share no word with a needle but the key itself, so a lexical match
+of the question cannot find the needle through anything else.
 """
 
 import random
 from dataclasses import dataclass
 
 ADJECTIVES = (
-    "able acid aged airy amber ample arid avid bald bare blunt bold brave brief bright brisk broad "
-    "calm cheap chief civil clean clear clever cold cool coral crisp cruel curly damp dark dear deep "
-    "dense dim dizzy dry dull eager early easy empty exact faint fair false fancy fast fatal fierce "
-    "final firm flat fond frail frank fresh full funny gentle giant glad gold grand grave great green "
-    "grim gross happy harsh heavy hollow honest huge humble idle ivory jolly keen kind large late "
-    "lazy lean light lively lonely loud loyal lucky mad major meek mellow mild minor modest muddy "
-    "narrow neat nimble noble odd opal pale plain plucky polite proud pure quick quiet rapid rare raw "
-    "rich ripe rough round royal rude rustic sad safe sharp shiny short shy silent simple sleepy slim "
-    "slow small smart smooth soft solid sour spare stale steep stern stiff still strict strong sweet "
-    "swift tall tame tart tender thick thin tidy tiny tough urban vague vast vivid warm weak weary "
-    "wet white wide wild wise witty young zesty"
+    "able acid aged airy amber ample arid avid bald bare blunt bold brave brief bright brisk "
+    "broad calm cheap chief civil clean clear clever cold cool coral crisp cruel curly damp "
+    "dark dear deep dense dim dizzy dry dull eager early easy empty exact faint fair false "
+    "fancy fast fatal fierce final firm flat fond frail frank fresh full funny gentle giant "
+    "glad gold grand grave great green grim gross happy harsh heavy hollow honest huge humble "
+    "idle ivory jolly keen kind large late lazy lean light lively lonely loud loyal lucky mad "
+    "major meek mellow mild minor modest muddy narrow neat nimble noble odd opal pale plain "
+    "plucky polite proud pure quick quiet rapid rare raw rich ripe rough round royal rude "
+    "rustic sad safe sharp shiny short shy silent simple sleepy slim slow small smart smooth "
+    "soft solid sour spare stale steep stern stiff still strict strong sweet swift tall tame "
+    "tart tender thick thin tidy tiny tough urban vague vast vivid warm weak weary wet white "
+    "wide wild wise witty young zesty"
 ).split()
 NOUNS = (
-    "acorn actor alley anchor angle apple apron arrow aunt badge baker banjo barn basin basket beach "
-    "beacon beard bell bench berry bird blade blanket boat bottle branch bread bridge broom bucket "
-    "bulb bush button cabin cable camel candle canoe canyon carpet castle cattle cave chain chair "
-    "chalk cherry chest church circle clock cloud coach coast collar comet copper corner cotton couch "
-    "cousin crane creek crown curtain daisy dancer desert desk diamond dolphin donkey door dragon "
-    "dress drum duck eagle elbow ember engine falcon farmer feather fence field finger flame flute "
-    "forest fountain fox frog garden gate giraffe glove goose grape guitar hammer harbour hawk helmet "
-    "hill honey horse hotel island jacket jewel judge jungle kettle key kitten knight ladder lake lamp "
-    "lantern lemon letter lion lizard magnet maple market meadow mirror monkey moon mountain museum "
-    "needle nest oak ocean olive onion orange orchard otter oven owl palace panda parrot pebble "
-    "pepper piano pigeon pillow pilot pirate planet pocket pony potato prince puppet quarry queen "
-    "rabbit river robin rocket saddle sailor salmon school shadow sheep shoe singer spider spoon "
-    "stable statue stove sugar table temple tiger timber tower train turtle uncle valley violin "
-    "wagon walnut whale willow window wizard wolf yarn zebra"
+    "acorn actor alley anchor angle apple apron arrow aunt badge baker banjo barn basin "
+    "basket beach beacon beard bell bench berry bird blade blanket boat bottle branch bread "
+    "bridge broom bucket bulb bush button cabin cable camel candle canoe canyon carpet castle "
+    "cattle cave chain chair chalk cherry chest church circle clock cloud coach coast collar "
+    "comet copper corner cotton couch cousin crane creek crown curtain daisy dancer desert "
+    "desk diamond dolphin donkey door dragon dress drum duck eagle elbow ember engine falcon "
+    "farmer feather fence field finger flame flute forest fountain fox frog garden gate "
+    "giraffe glove goose grape guitar hammer harbour hawk helmet hill honey horse hotel "
+    "island jacket jewel judge jungle kettle key kitten knight ladder lake lamp lantern lemon "
+    "letter lion lizard magnet maple market meadow mirror monkey moon mountain museum needle "
+    "nest oak ocean olive onion orange orchard otter oven owl palace panda parrot pebble "
+    "pepper piano pigeon pillow pilot pirate planet pocket pony potato prince puppet quarry "
+    "queen rabbit river robin rocket saddle sailor salmon school shadow sheep shoe singer "
+    "spider spoon stable statue stove sugar table temple tiger timber tower train turtle "
+    "uncle valley violin wagon walnut whale willow window wizard wolf yarn zebra"
 ).split()
 KINDS = ("words", "numbers", "uuids")
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -53,7 +55,7 @@ class Wording:
     many: str
 
 
-# Wordings that training never shows. "plain" is the benchmark's own sentence, which training does show.
+# The benchmark's own sentence; training shows it. It never shows TEST_WORDINGS.
 PLAIN = Wording(
     "What is the special magic {kind} for {keys} mentioned in the provided text?",
     "What are all the special magic {kind}s for {keys} mentioned in the provided text?",
@@ -80,26 +82,31 @@ TEST_WORDINGS = {
 NO_SHARED_WORD = ("recall", "lookup", "riddle")
 
 _OPENERS = (
-    "What is", "Tell me", "Give me", "State", "Report", "Find", "Write down", "Name", "Return", "Show",
-    "Please give", "Which is", "Could you tell me", "Quote", "Repeat", "Extract", "Say", "Print",
+    "What is", "Tell me", "Give me", "State", "Report", "Find", "Write down", "Name", "Return",
+    "Show", "Please give", "Which is", "Could you tell me", "Quote", "Repeat", "Extract", "Say",
+    "Print",
 )  # fmt: skip
 _OBJECTS = (
-    "the special magic {kind}", "the magic {kind}", "the special {kind}", "the {kind}", "the value",
-    "the entry", "the code", "the secret", "the answer", "the information", "what was written",
-    "what the text says", "the hidden {kind}", "the hidden detail", "the stored item", "the note",
+    "the special magic {kind}", "the magic {kind}", "the special {kind}", "the {kind}",
+    "the value", "the entry", "the code", "the secret", "the answer", "the information",
+    "what was written", "what the text says", "the hidden {kind}", "the hidden detail",
+    "the stored item", "the note",
 )  # fmt: skip
 _LINKS = (
-    "for", "of", "about", "belonging to", "linked to", "tied to", "assigned to", "next to", "under",
-    "recorded for", "associated with", "that goes with", "behind", "concerning", "given to",
+    "for", "of", "about", "belonging to", "linked to", "tied to", "assigned to", "next to",
+    "under", "recorded for", "associated with", "that goes with", "behind", "concerning",
+    "given to",
 )  # fmt: skip
 _TAILS = (
-    "", "", "", " mentioned in the provided text", " in the text above", " in the document", ", please",
-    " in this text", " from the passage", " as stated earlier", " according to the text", " exactly",
+    "", "", "", " mentioned in the provided text", " in the text above", " in the document",
+    ", please", " in this text", " from the passage", " as stated earlier",
+    " according to the text", " exactly",
 )  # fmt: skip
 _BARE = (
-    "{keys}", "{keys}?", "{keys} =", "{keys} is", "And {keys}?", "Now {keys}.", "{keys} ->", "Key: {keys}",
-    "How about {keys}?", "The {kind} for {keys}", "{keys}, please.", "Look up {keys}.", "Question: {keys}",
-    "You saw {keys} before. Remember it?", "Complete: {keys} is:", "Where {keys} appears, what comes next?",
+    "{keys}", "{keys}?", "{keys} =", "{keys} is", "And {keys}?", "Now {keys}.", "{keys} ->",
+    "Key: {keys}", "How about {keys}?", "The {kind} for {keys}", "{keys}, please.",
+    "Look up {keys}.", "Question: {keys}", "You saw {keys} before. Remember it?",
+    "Complete: {keys} is:", "Where {keys} appears, what comes next?",
     "Does {keys} have a {kind}? Which?", "We hid something for {keys}. Reveal it.",
 )  # fmt: skip
 

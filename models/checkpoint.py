@@ -1,7 +1,7 @@
-"""A trained model on disk before it becomes a GGUF: one .npz of at most 16 MiB, GGUF names, no pickles.
+"""A trained model on disk before it becomes a GGUF: one .npz of at most 16 MiB, no pickles.
 
-Matrices are float16 and norms float32, and these very numbers are the model: the PyTorch check and every
-export start from them, so that rounding happens once.
+Matrices are float16 and norms float32, and these very numbers are the model: the PyTorch check
+and every export start from them, so that rounding happens once.
 """
 
 import json
@@ -25,7 +25,7 @@ def save_checkpoint(path: Path, shape: Qwen3Shape, arrays: Arrays, notes: dict[s
     """Write atomically; `notes` (steps, seconds, accuracy) is stored as JSON beside the arrays."""
     meta = np.frombuffer(json.dumps({"model": shape.name, **notes}).encode(), np.uint8)
     partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, __notes__=meta, **round_for_shipping(arrays))  # type: ignore[arg-type]
+    np.savez(partial, __notes__=meta, **round_for_shipping(arrays))  # type: ignore[arg-type]
     partial.replace(path)
 
 
@@ -45,6 +45,8 @@ def random_arrays(shape: Qwen3Shape, seed: int) -> Arrays:
     """Return untrained weights of a sane scale: normal 0.02, norms 1."""
     rng = np.random.default_rng(seed)
     return {
-        name: (rng.standard_normal(size) * 0.02 if len(size) == 2 else np.ones(size)).astype(np.float32)
+        name: (rng.standard_normal(size) * 0.02 if len(size) == 2 else np.ones(size)).astype(
+            np.float32
+        )
         for name, size in shape.tensor_shapes().items()
     }

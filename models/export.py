@@ -1,8 +1,9 @@
 """Write the GGUF files from trained checkpoints: `python -m models.export RUN_DIR [--f32]`.
 
-RUN_DIR holds target.npz, drafter.npz and drafter-cross.npz, as `models.training.run_all` leaves them. The
-Q8_0 files go to models/ under their final names; --f32 writes full-precision twins into RUN_DIR for the
-checks. `--random` ignores checkpoints and writes untrained weights of the same structure.
+RUN_DIR holds target.npz, drafter.npz and drafter-cross.npz, as `models.training.run_all` leaves
+them. The Q8_0 files go to models/ under their final names; --f32 writes full-precision twins into
+RUN_DIR for the checks. `--random` ignores checkpoints and writes untrained weights of the same
+structure.
 """
 
 import argparse
@@ -21,7 +22,7 @@ LICENCE = "apache-2.0"
 
 
 def write_gguf(path: Path, shape: Qwen3Shape, arrays: Arrays, quantise: bool) -> None:
-    """Write one model. Matrices become Q8_0 when `quantise`, else float32; norms are always float32."""
+    """Write one model: matrices as Q8_0 when `quantise`, else float32; norms as float32."""
     writer = gguf.GGUFWriter(str(path), "qwen3")
     _add_metadata(writer, shape, quantise)
     _add_vocabulary(writer, shape)
@@ -71,7 +72,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter, shape: Qwen3Shape) -> None:
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)
     writer.add_token_types([control if t in SPECIAL_TOKENS else normal for t in tokens])
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in stored["model"]["merges"]])
+    writer.add_token_merges(
+        [m if isinstance(m, str) else " ".join(m) for m in stored["model"]["merges"]]
+    )
     writer.add_eos_token_id(ids["<|im_end|>"])
     writer.add_pad_token_id(ids["<|endoftext|>"])
     writer.add_add_bos_token(False)
@@ -96,7 +99,9 @@ def main() -> None:
             continue
         write_gguf(shape.gguf_path, shape, arrays, quantise=True)
         if options.f32:
-            write_gguf(options.run_dir / f"skim-{shape.name}-f32.gguf", shape, arrays, quantise=False)
+            write_gguf(
+                options.run_dir / f"skim-{shape.name}-f32.gguf", shape, arrays, quantise=False
+            )
         print(f"{shape.gguf_path.name}: {shape.gguf_path.stat().st_size:,} bytes")
 
 

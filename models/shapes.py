@@ -1,7 +1,7 @@
 """The three bundled models: their shapes, their file names and the tensors each one has.
 
-Read by the trainer (which builds the PyTorch model), the exporter (which writes the GGUF) and the checks.
-Tensor names and shapes here are GGUF's, rows first, so nothing is renamed on the way out.
+Read by the trainer (which builds the PyTorch model), the exporter (which writes the GGUF) and the
+checks. Tensor names and shapes here are GGUF's, rows first, so nothing is renamed on the way out.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Qwen3Shape:
-    """A decoder of the qwen3 architecture with tied embeddings; every row length divides by 32 (Q8_0)."""
+    """A qwen3 decoder with tied embeddings; every row length divides by 32 (Q8_0)."""
 
     name: str
     title: str

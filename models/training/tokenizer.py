@@ -1,8 +1,8 @@
 """Train the two tokenizers of the bundled models: byte-level BPE behind Qwen2's pre-tokenizer.
 
-Run once, before training: `python -m models.training.tokenizer CORPUS_DIR`. The JSON files are committed,
-since a model means nothing without the vocabulary it was trained on. Digits are single tokens. There is
-no Unicode normalisation: llama.cpp does none, and byte offsets must add up.
+Run once, before training: `python -m models.training.tokenizer CORPUS_DIR`. The JSON files are
+committed, since a model means nothing without the vocabulary it was trained on. Digits are single
+tokens. There is no Unicode normalisation: llama.cpp does none, and byte offsets must add up.
 """
 
 import argparse
