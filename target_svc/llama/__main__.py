@@ -59,7 +59,8 @@ def main() -> int:
     options = parser.parse_args()
     configure("engine")
     die_with(options.parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=options.fd) as connection:
         return serve(connection)
 
