@@ -137,6 +137,11 @@ class Admission:
         """Slots given since the start: unchanged means that nobody new has come to run."""
         return sum(lane.seatings for lane in self._lanes.values())
 
+    def hint_s(self, name: LaneName) -> float:
+        """Seconds until a place comes free, as measured on the requests before."""
+        lane = self._lanes[name]
+        return max(lane.held_s / lane.slots, 0.1) if lane.held_s else FIRST_HINT_S
+
     def enter(self, name: LaneName, deadline_s: float | None) -> Ticket:
         """Take a place in a lane; `Ticket.leave` gives it back.
 
@@ -153,7 +158,7 @@ class Admission:
                 f"the target's queue is full: {self.queued} requests wait",
                 got=self.queued,
                 allowed=f"at most {self._queue_limit}",
-                retry_after_s=max(lane.held_s / lane.slots, 0.1) if lane.held_s else FIRST_HINT_S,
+                retry_after_s=self.hint_s(name),
             )
         until_s = self._clock() + self._default_deadline_s
         order = (until_s if deadline_s is None else deadline_s, next(self._arrivals))

@@ -6,7 +6,7 @@ only (the decoder's part) and no character of a stop text (`stop_text`'s part). 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from target_svc.messages import Tokens
@@ -17,8 +17,8 @@ from target_svc.stop_text import Released, StopText
 class Decoder(Protocol):
     """Turns token ids into text, whole code points at a time (`modelfile`'s StreamDecoder)."""
 
-    def push(self, token_id: int) -> str:
-        """Take one token; return the text it completed."""
+    def push(self, tokens: Iterable[int]) -> str:
+        """Take tokens; return the text they completed."""
         ...
 
     def finish(self) -> str:
@@ -45,7 +45,7 @@ class AnswerWriter:
         text, out = "", []
         for token in _answer_tokens(tokens):
             self.num_tokens += 1
-            released = self._held.push(token, self._decoder.push(token.token_id))
+            released = self._held.push(token, self._decoder.push((token.token_id,)))
             text += released.text
             out += released.tokens
             if released.stopped:

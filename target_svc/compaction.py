@@ -32,13 +32,13 @@ class TokenisedPrompt:
 
     Attributes:
         ids: int32 [n], tokens before the text included.
-        ends: int32 [n], end of each token in bytes of the prompt, non-decreasing; token i covers
+        ends: int64 [n], end of each token in bytes of the prompt, non-decreasing; token i covers
             [ends[i - 1], ends[i]). Tokens before the text end at byte 0.
         leading: tokens that stand before the text: 1 where the model adds BOS, else 0.
     """
 
     ids: Int32s
-    ends: Int32s
+    ends: NDArray[np.int64]
     leading: int = 0
 
     @property

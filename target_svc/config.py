@@ -80,8 +80,6 @@ class TargetSettings(Settings):
 
     # Seconds that running requests get at SIGTERM.
     grace_s: float = Field(default=30.0, ge=0.0, le=3_600.0)
-    # Whether clients may ask for the service's description.
-    reflection: bool = True
     log_level: LogLevel = "info"
     # Lines for people instead of JSON.
     log_pretty: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ class Pipeline:
         flush_s: float,
     ) -> None:
         self._engine = engine
-        self._facts = facts
+        self.facts = facts
         self._admission = admission
         self._budget = budget
         self._kept_max = kept_max
@@ -82,7 +82,7 @@ class Pipeline:
         self.rate = rate
         self.router = Router(facts, budget, kept_max=kept_max)
 
-    async def answer(self, job: Job, plan: Plan) -> AsyncIterator[Event]:
+    async def answer(self, job: Job, plan: Plan) -> AsyncGenerator[Event, None]:
         """Answer one prompt; close the generator to stop.
 
         Raises:
@@ -117,7 +117,7 @@ class Pipeline:
             # Before the first measurement nothing is predicted, and the first is short.
             if self.rate.prefill_s(tokens) > left_s or tokens > self._kept_max:
                 break
-            ids = (np.arange(tokens) % self._facts.n_vocab).astype(np.int32)
+            ids = (np.arange(tokens) % self.facts.n_vocab).astype(np.int32)
             timer = ChunkTimer(self.rate, lambda: 0)
             submit = Submit(f"calibrate-{tokens}", ids, 1, speculate=False)
             async for event in await self._engine.submit(submit):

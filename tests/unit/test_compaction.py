@@ -17,9 +17,9 @@ BOS = 7
 def prompt_of(sizes: list[int], *, bos: bool = False) -> TokenisedPrompt:
     """A prompt whose token i has id 100 + i and the given size in bytes."""
     ids = np.arange(100, 100 + len(sizes), dtype=np.int32)
-    ends = np.cumsum(sizes, dtype=np.int32)
+    ends = np.cumsum(sizes, dtype=np.int64)
     if bos:
-        ids, ends = np.append(np.int32(BOS), ids), np.append(np.int32(0), ends)
+        ids, ends = np.append(np.int32(BOS), ids), np.append(np.int64(0), ends)
     return TokenisedPrompt(ids, ends, leading=int(bos))
 
 

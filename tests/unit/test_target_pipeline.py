@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -141,9 +141,10 @@ class LetterDecoder:
     def __init__(self) -> None:
         self._half = False
 
-    def push(self, token_id: int) -> str:
-        self._half = token_id == 0
-        return "" if self._half else chr(token_id)
+    def push(self, tokens: Iterable[int]) -> str:
+        (token,) = tokens
+        self._half = token == 0
+        return "" if self._half else chr(token)
 
     def finish(self) -> str:
         return "\ufffd" if self._half else ""
@@ -167,7 +168,7 @@ def make(engine: FakeEngine, facts: Ready = FACTS, *, full_max: int = 32, queue_
 def job(num_tokens: int = 6, **ask: Any) -> Job:
     """A prompt of one-byte tokens with ids 100, 101, ..."""
     ids = np.arange(100, 100 + num_tokens, dtype=np.int32)
-    prompt = TokenisedPrompt(ids, np.arange(1, num_tokens + 1, dtype=np.int32))
+    prompt = TokenisedPrompt(ids, np.arange(1, num_tokens + 1, dtype=np.int64))
     return Job(Ask("r", **{"max_tokens": 4, **ask}), prompt, num_tokens, LetterDecoder())
 
 
