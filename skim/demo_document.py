@@ -45,6 +45,11 @@ ADJECTIVES = (
     "keen", "lively", "mellow", "nimble", "opal", "plucky", "quiet", "rustic", "silent", "tidy",
     "umber", "vivid", "wistful", "young", "zesty",
 )  # fmt: skip
+# Needle and question as the bundled models know them: the benchmark's own sentences.
+NEEDLE = "One of the special magic numbers for {key} is: {value}."
+QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
+SHALLOWEST, DEEPEST = 0.1, 0.9
+
 NOUNS = (
     "anchor", "beacon", "canyon", "dolphin", "ember", "falcon", "garden", "harbour", "island",
     "jacket", "kettle", "lantern", "meadow", "nectar", "orchard", "pebble", "quarry", "river",
@@ -120,11 +125,11 @@ def build_demo(
     rng = random.Random(seed)
     key = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
     answer = str(rng.randrange(1_000_000, 10_000_000))
-    needle = f"One of the special magic numbers for {key} is: {answer}."
-    question = f"What is the special magic number for {key}?"
+    needle = NEEDLE.format(key=key, value=answer)
+    question = QUESTION.format(key=key)
     room = target_tokens - count_tokens(needle + "\n\n") - count_tokens(question)
     paragraphs = list(build_document(room, count_tokens, seed))
-    at = _index_at(paragraphs, rng.uniform(0.1, 0.9))
+    at = _index_at(paragraphs, rng.uniform(SHALLOWEST, DEEPEST))
     before = "".join(p + "\n\n" for p in paragraphs[:at])
     begin = len(before.encode())
     text = before + "\n\n".join([needle, *paragraphs[at:]])
@@ -188,10 +193,11 @@ def _fill(paragraph: str, room: int, count_tokens: Callable[[str], int]) -> list
 
 
 def _index_at(paragraphs: list[str], depth: float) -> int:
-    wanted = depth * sum(map(len, paragraphs))
-    passed = 0
-    for index, paragraph in enumerate(paragraphs):
-        passed += len(paragraph)
-        if passed >= wanted:
-            return index + 1 if index + 1 < len(paragraphs) else index
-    return 0
+    """Return the paragraph, before which `depth` of the text lies most nearly.
+
+    Among those from SHALLOWEST to DEEPEST, where there are any.
+    """
+    sizes = [len(paragraph) for paragraph in paragraphs]
+    starts = [start / sum(sizes) for start in itertools.accumulate(sizes, initial=0)]
+    inside = [i for i, start in enumerate(starts) if SHALLOWEST <= start <= DEEPEST]
+    return min(inside or range(len(starts)), key=lambda i: abs(starts[i] - depth))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -35,6 +36,11 @@ PACKAGES = (
     "rich",
 )
 OPTIONAL_PACKAGES = ("cuda-python", "nvidia-ml-py", "nvmath-python")
+BUNDLED = {"target": TARGET, "drafter": DRAFTER, "cross drafter": CROSS_DRAFTER}
+ADVICE = {
+    "modelfile": "copy the file again, or name another with --target and --drafter",
+    "": "install Skim anew: pip install --force-reinstall skim",
+}
 MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: "[yellow]note[/]"}
 
 
@@ -48,14 +54,17 @@ class Check:
     advice: str = ""
 
 
-def run_doctor(output: Output, models: dict[str, Path | None], base_port: int) -> int:
+def run_doctor(output: Output, models: Mapping[str, Path | None], base_port: int) -> int:
     """Check everything, print the list, return the exit code."""
+    checks = [*check_versions(), *check_ports(base_port)]
+    paths, missing = find_models(models)
+    checks += missing
+    arguments = {"modelfile": [str(path) for path in paths]}
     with ThreadPoolExecutor(max_workers=len(DOCTORS)) as pool:
-        reports = pool.map(run_child, DOCTORS)
-        checks = [*check_versions(), *check_models(models), *check_ports(base_port)]
-        details = dict(zip(DOCTORS, reports, strict=True))
-    for package, report in details.items():
-        checks += read_report(package, report)
+        found = pool.map(lambda package: run_child(package, arguments.get(package, ())), DOCTORS)
+        reports = dict(zip(DOCTORS, found, strict=True))
+    for package, each in reports.items():
+        checks += [check for report in each for check in read_report(package, report)]
     for check in checks:
         output.console.print(f"{MARKS[check.ok]:>22}  [bold]{check.topic}[/]  ", end="")
         output.console.print(check.finding, markup=False, soft_wrap=True)
@@ -65,7 +74,7 @@ def run_doctor(output: Output, models: dict[str, Path | None], base_port: int) -
     verdict = f"Broken: {', '.join(broken)}." if broken else "Everything that Skim needs works."
     output.console.print(verdict, style="red" if broken else "green")
     output.json_line(
-        {"ok": not broken, "checks": [asdict(check) for check in checks], "reports": details}
+        {"ok": not broken, "checks": [asdict(check) for check in checks], "reports": reports}
     )
     return EXIT_FAILED if broken else 0
 
@@ -84,21 +93,19 @@ def check_versions() -> list[Check]:
     return checks
 
 
-def check_models(models: dict[str, Path | None]) -> list[Check]:
-    """That the model files are there. What they hold is the modelfile doctor's part."""
-    bundled = {"target": TARGET, "drafter": DRAFTER, "cross drafter": CROSS_DRAFTER}
-    checks = []
-    for role, name in bundled.items():
-        given = models.get(role)
+def find_models(models: Mapping[str, Path | None]) -> tuple[list[Path], list[Check]]:
+    """Paths of the models that are there, and a line for each that is not.
+
+    Args:
+        models: by role; None or absent: the bundled one.
+    """
+    paths, missing = [], []
+    for role, name in BUNDLED.items():
         try:
-            path = check_model_path(given or bundled_model(name), role)
+            paths.append(check_model_path(models.get(role) or bundled_model(name), role))
         except SkimError as error:
-            advice = "copy the file again, or name another with --target and --drafter"
-            checks.append(Check(f"{role} model", False, error.message, advice))
-        else:
-            size = path.stat().st_size / 1e6
-            checks.append(Check(f"{role} model", True, f"{path} ({size:.1f} MB)"))
-    return checks
+            missing.append(Check(f"{role} model", False, error.message, ADVICE["modelfile"]))
+    return paths, missing
 
 
 def check_ports(base_port: int = DEFAULT_BASE_PORT) -> list[Check]:
@@ -124,43 +131,57 @@ def _who_listens(role: str, port: int, address: str) -> Check:
     return Check(f"port {port}", True, f"a Skim service answers: {health}")
 
 
-def run_child(package: str) -> dict[str, Any]:
-    """Run `python -m PACKAGE.doctor` and read the JSON it prints last.
+def run_child(package: str, arguments: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Run `python -m PACKAGE.doctor ARGUMENT…` and read the JSON lines it prints.
 
     Returns:
-        Its report, or `{"ok": False, "lines": [why there is none]}`.
+        Its reports, or one `{"ok": False, "lines": [why there is none]}`.
     """
-    command = [sys.executable, "-m", f"{package}.doctor"]
+    command = [sys.executable, "-m", f"{package}.doctor", *arguments]
     try:
         child = subprocess.run(
             command, capture_output=True, text=True, timeout=DOCTOR_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return _no_report(f"{package}.doctor did not answer within {DOCTOR_TIMEOUT_S:g} s")
-    lines = child.stdout.strip().splitlines()
-    try:
-        report = json.loads(lines[-1]) if lines else None
-    except ValueError:
-        report = None
-    if isinstance(report, dict):
-        return report
+    reports = [found for line in child.stdout.splitlines() if (found := _read_object(line))]
+    if reports:
+        return reports
     last = (child.stderr.strip().splitlines() or ["it printed nothing"])[-1]
     return _no_report(f"{package}.doctor ended with code {child.returncode}: {last}")
 
 
-def _no_report(why: str) -> dict[str, Any]:
-    return {"ok": False, "lines": [why]}
+def _read_object(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _no_report(why: str) -> list[dict[str, Any]]:
+    return [{"ok": False, "lines": [why]}]
 
 
 def read_report(package: str, report: dict[str, Any]) -> list[Check]:
-    """Lines of the checklist for one package's report.
+    """Lines of the checklist for one report of a package's doctor.
 
-    A report has `ok` and `lines` (sentences for people); whatever else it holds is shown with
-    `--json`.
+    A report has `ok`, and sentences for people in `lines` or `problems`; one about a file has
+    `path`. Whatever else it holds is shown with `--json`.
     """
-    lines = [str(line) for line in report.get("lines", [])]
+    topic = f"{package} {Path(report['path']).name}" if "path" in report else package
+    lines = [str(line) for line in (*report.get("problems", ()), *report.get("lines", ()))]
     ok = bool(report.get("ok"))
-    first = lines[0] if lines else ("works" if ok else "does not work")
-    advice = "" if ok else "install Skim anew: pip install --force-reinstall skim"
-    head = Check(package, ok, first, str(report.get("advice") or advice))
-    return [head, *(Check(package, None if ok else False, line) for line in lines[1:])]
+    first = lines[0] if lines else _summary(report)
+    advice = str(report.get("advice") or ("" if ok else ADVICE.get(package, ADVICE[""])))
+    head = Check(topic, ok, first, advice)
+    return [head, *(Check(topic, None if ok else False, line) for line in lines[1:])]
+
+
+def _summary(report: dict[str, Any]) -> str:
+    shape = report.get("shape")
+    if not isinstance(shape, dict):
+        return "works" if report.get("ok") else "does not work"
+    size = f"{report.get('size_bytes', 0) / 1e6:.1f} MB"
+    layers, context = shape.get("layers"), shape.get("context_length")
+    return f"{size}, {shape.get('arch')}, {layers} layers, context {context} tokens"
