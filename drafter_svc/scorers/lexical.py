@@ -1,8 +1,9 @@
 """Anchors without a model: chunks that repeat the question's rare words and phrases.
 
 Each run of 1 to 4 tokens of the question that occurs elsewhere in the prompt marks its occurrences
-with weight (run length) / (number of occurrences): a phrase found once is an anchor, a word found
-everywhere is nothing. The pool spreads an anchor to its neighbours, where the answer stands.
+with weight length / occurrences x (rarity of its tokens, each 1 / occurrences, summed): a phrase of
+rare words found once is an anchor, common words are nothing, even in an order found once. The pool
+spreads an anchor to its neighbours, where the answer stands.
 """
 
 from __future__ import annotations
@@ -28,15 +29,28 @@ class Lexical:
         """Give the pooled anchor weight per chunk; all zero when nothing is shared."""
         num_tokens = request.num_tokens
         begin, end = request.query_tokens or (max(0, num_tokens - ASKING_TOKENS), num_tokens)
-        weights = np.zeros(num_tokens, dtype=np.float32)
+        weights = np.zeros(num_tokens, dtype=np.float64)
+        rarity = _rarity(request.ids, begin, end)
         for length in range(1, MAX_RUN_TOKENS + 1):
-            _add_anchors(weights, request.ids, begin, end, length)
+            _add_anchors(weights, request.ids, rarity, begin, end, length)
         weights[begin:end] = 0.0
-        return chunk_mean(average_pool(weights, request.pool_kernel), request.chunk_tokens)
+        pooled = average_pool(weights.astype(np.float32), request.pool_kernel)
+        return chunk_mean(pooled, request.chunk_tokens)
+
+
+def _rarity(ids: NDArray[np.int32], begin: int, end: int) -> NDArray[np.float64]:
+    """Give 1 / (occurrences outside the question) of each position's token."""
+    counts = np.bincount(ids) - np.bincount(ids[begin:end], minlength=int(ids.max()) + 1)
+    return np.asarray(1.0 / np.maximum(1, counts[ids]))
 
 
 def _add_anchors(
-    weights: NDArray[np.float32], ids: NDArray[np.int32], begin: int, end: int, length: int
+    weights: NDArray[np.float64],
+    ids: NDArray[np.int32],
+    rarity: NDArray[np.float64],
+    begin: int,
+    end: int,
+    length: int,
 ) -> None:
     """Mark every occurrence, outside the question, of the question's runs of `length` tokens."""
     num_runs = ids.size - length + 1
@@ -51,5 +65,6 @@ def _add_anchors(
     found[max(0, begin - length + 1) : end] = False  # the question does not answer itself
     counts = np.bincount(place[found], minlength=asked.size)
     starts = np.flatnonzero(found)
+    weight = length / counts[place[starts]] * sum(rarity[starts + i] for i in range(length))
     for offset in range(length):
-        np.add.at(weights, starts + offset, np.float32(length) / counts[place[starts]])
+        weights[starts + offset] += weight  # starts are distinct: no two adds meet
