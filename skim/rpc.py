@@ -291,7 +291,8 @@ class RpcServer:
         await self.admin.start()
 
     async def set_serving(self, serving: bool) -> None:
-        """Set the health of everything but `liveness`."""
+        """Set the health of everything but `liveness`; a draining server stays NOT_SERVING."""
+        serving = serving and not self._gate.draining
         status = health_pb2.HealthCheckResponse
         for name in self._names:
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
