@@ -75,9 +75,12 @@ class ChunkTimer:
         self._tokens, self._at_s, self._seen = 0, clock(), company()
 
     def at(self, tokens: int) -> None:
-        """Note that `tokens` of the prompt are prefilled now; a repeated number adds nothing."""
+        """Note that `tokens` of the prompt are prefilled now; short chunks count together."""
         now_s, company = self._clock(), self._company()
-        if tokens > self._tokens and company is not None and company == self._seen:
+        alone = company is not None and company == self._seen
+        if alone and 0 < tokens - self._tokens < MIN_TOKENS:
+            return
+        if alone:
             self._rate.add(self._tokens, tokens, now_s - self._at_s)
         self._tokens, self._at_s, self._seen = tokens, now_s, company
 

@@ -72,17 +72,29 @@ def test_chunks_too_short_or_without_time_are_ignored() -> None:
     assert rate.prefill_s(5) == 0.0
 
 
-def timer_over(companies: list[int | None]) -> PrefillRate:
-    """Time chunks of 1,000 tokens and 1 s each, under the given company at each look."""
+def timer_over(companies: list[int | None], *, chunk: int = 1000) -> PrefillRate:
+    """Time chunks of 1 s each, under the given company at each look."""
     rate, seen, now_s = PrefillRate(), iter(companies), iter(range(100))
     timer = ChunkTimer(rate, lambda: next(seen), clock=lambda: float(next(now_s)))
-    for tokens in range(1000, 1000 * len(companies), 1000):
-        timer.at(tokens)
+    for number in range(1, len(companies)):
+        timer.at(number * chunk)
     return rate
 
 
+def test_the_wait_before_the_first_chunk_is_not_part_of_it() -> None:
+    rate, now_s = PrefillRate(), iter([0.0, 50.0, 51.0])
+    timer = ChunkTimer(rate, lambda: 0, clock=lambda: next(now_s))
+    timer.at(0)
+    timer.at(1000)
+    assert rate.prefill_s(1000) == pytest.approx(1.0)
+
+
+def test_short_chunks_are_learnt_together() -> None:
+    assert timer_over([4, 4, 4], chunk=64).prefill_s(128) == pytest.approx(2.0)
+
+
 def test_a_chunk_that_ran_alone_is_learnt() -> None:
-    assert timer_over([4, 4]).prefill_s(1000) == 1.0
+    assert timer_over([4, 4]).prefill_s(1000) == pytest.approx(1.0)
 
 
 def test_a_chunk_beside_others_is_not_learnt() -> None:
