@@ -16,7 +16,14 @@ import numpy as np
 from gguf import GGMLQuantizationType as Quant
 
 from models.checkpoint import Arrays, load_checkpoint, random_arrays, round_for_shipping
-from models.shapes import CHAT_TEMPLATE, CONTEXT_LENGTH, SHAPES, SPECIAL_TOKENS, Qwen3Shape
+from models.shapes import (
+    CHAT_TEMPLATE,
+    CONTEXT_LENGTH,
+    MODELS_DIR,
+    SHAPES,
+    SPECIAL_TOKENS,
+    Qwen3Shape,
+)
 
 LICENCE = "apache-2.0"
 
@@ -86,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--f32", action="store_true", help="also write float32 twins into RUN_DIR")
+    parser.add_argument("--out", type=Path, default=MODELS_DIR, help="where the Q8_0 files go")
     parser.add_argument("--random", action="store_true", help="untrained weights")
     options = parser.parse_args()
     for shape in SHAPES.values():
@@ -97,12 +105,13 @@ def main() -> None:
         else:
             print(f"{shape.name}: no {checkpoint}, left as it is")
             continue
-        write_gguf(shape.gguf_path, shape, arrays, quantise=True)
+        path = options.out / shape.gguf_path.name
+        write_gguf(path, shape, arrays, quantise=True)
         if options.f32:
             write_gguf(
                 options.run_dir / f"skim-{shape.name}-f32.gguf", shape, arrays, quantise=False
             )
-        print(f"{shape.gguf_path.name}: {shape.gguf_path.stat().st_size:,} bytes")
+        print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
