@@ -129,18 +129,18 @@ async def errors_from_peer() -> AsyncIterator[None]:
         raise from_rpc_error(failure) from failure
 
 
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+)
+
+
 def connect(address: str) -> grpc.aio.Channel:
     """Open a channel to a peer (`host:port` or `unix:/path`); it reconnects by itself."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.initial_reconnect_backoff_ms", 200),
-        ],
-    )
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
