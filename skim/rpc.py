@@ -27,6 +27,8 @@ from skim.log import get_logger
 
 DOMAIN = "skim"
 MAX_MESSAGE_BYTES = 8 << 20
+# How long a refused caller may go on sending, and how long silence tells that it has stopped.
+LINGER_S, QUIET_S = 1.0, 0.05
 
 # The one table. A server takes the first class that matches an error, so subclasses stand above
 # their parents; a client takes the last class of a code, so the general one stands below.
@@ -166,7 +168,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith("/skim."):
             return handler
-        streams = handler.response_streaming
+        streams, uploads = handler.response_streaming, handler.request_streaming
         inner = (
             (handler.stream_stream or handler.unary_stream)
             if streams
@@ -174,16 +176,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         )
 
         async def stream(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            async with self._guard(method, context):
-                async for response in inner(request, context):
-                    yield response
+            async with self._guard(method, context, request if uploads else None):
+                async with contextlib.aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
 
         async def unary(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            async with self._guard(method, context):
+            async with self._guard(method, context, request if uploads else None):
                 return await inner(request, context)
 
         name = "_".join(
-            "stream" if flag else "unary" for flag in (handler.request_streaming, streams)
+            "stream" if flag else "unary" for flag in (uploads, streams)
         )
         make: Any = getattr(grpc, f"{name}_rpc_method_handler")
         return make(
@@ -193,8 +196,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         )
 
     @contextlib.asynccontextmanager
-    async def _guard(self, method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    async def _guard(
+        self,
+        method: str,
+        context: grpc.aio.ServicerContext,
+        uploads: AsyncIterator[Any] | None,
+    ) -> AsyncIterator[None]:
         if self.draining and "AdminService" not in method:
+            await _read_rest(uploads)
             await abort(
                 context,
                 Unavailable("the service is draining", reason="DRAINING", retry_after_s=1.0),
@@ -212,16 +221,32 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         except SkimError as error:
             if isinstance(error, EngineFault):
                 get_logger().error("engine_fault", method=method, message=error.message)
+            await _read_rest(uploads)
             await abort(context, error)
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             raise
         except Exception:
             get_logger().exception("unexpected_error", method=method)
+            await _read_rest(uploads)
             await abort(context, EngineFault("internal error; the service's log has the details"))
         finally:
             self.in_flight -= counted
             if self.in_flight == 0:
                 self.idle.set()
+
+
+async def _read_rest(uploads: AsyncIterator[Any] | None) -> None:
+    """Let a caller that is being refused finish what it is sending.
+
+    A Python client whose stream ends while it still writes sees INTERNAL ("Internal error from
+    Core") in place of our status: 97 of 100 refusals at the first message, 0 of 100 with this.
+    """
+    if uploads is None:
+        return
+    with contextlib.suppress(Exception):  # whatever happens here, the refusal goes out
+        async with asyncio.timeout(LINGER_S):
+            while True:
+                await asyncio.wait_for(anext(uploads), QUIET_S)
 
 
 class RpcServer:
