@@ -35,7 +35,6 @@ HINTS_BY_CLASS: tuple[tuple[type[SkimError], str], ...] = (
     (errors.Unauthenticated, "pass the gateway's token with --token or SKIM_TOKEN"),
     (errors.DeadlineExceeded, "allow more time with --timeout"),
     (errors.EngineFault, "the service's log has the details; `skim doctor` checks the set-up"),
-    (errors.ConfigError, "`skim doctor` checks the set-up"),
 )
 
 

@@ -223,16 +223,17 @@ class LocalStack:
 
     def _bring_down(self) -> None:
         for service in reversed(self._services.values()):
-            service.terminate()
-            if service.pid is not None:
+            if service.status is Status.WAITING or service.status is Status.FAILED:
+                continue
+            if service.exit_code() is None:
+                service.terminate()
                 self._tell(service)
             deadline = time.monotonic() + self.options.grace_s + EXIT_MARGIN_S
-            while service.exit_code() is None and service.pid is not None:
+            while service.exit_code() is None:
                 if self._hurry.is_set() or time.monotonic() > deadline:
                     service.signal_group(signal.SIGKILL)
                 time.sleep(TICK_S)
-            if service.status is not Status.FAILED:
-                service.status = Status.STOPPED
+            service.status = Status.STOPPED
             self._tell(service)
 
     def _tell(self, service: ServiceProcess) -> None:
