@@ -73,10 +73,10 @@ class Selection:
     coverage: float | None
 
 
-def token_ranges(token_ends: NDArray[np.int32], spans: Sequence[Span]) -> Ints:
+def token_ranges(token_ends: Ints, spans: Sequence[Span]) -> Ints:
     """Find the tokens that overlap each non-empty span by at least one byte.
 
-    `token_ends` is int32 [num_tokens], non-decreasing, in bytes. Returns int64 [num_spans, 2],
+    `token_ends` is int64 [num_tokens], non-decreasing, in bytes. Returns int64 [num_spans, 2],
     half-open token ranges; tokens without bytes start and end none.
     """
     bounds = np.asarray(spans, np.int64).reshape(-1, 2)
@@ -134,9 +134,7 @@ def select(
     return Selection(kept, int(sizes[kept].sum()), outcome, coverage)
 
 
-def kept_spans(
-    kept: Bools, token_ends: NDArray[np.int32], chunk_tokens: int, prompt: bytes
-) -> list[Span]:
+def kept_spans(kept: Bools, token_ends: Ints, chunk_tokens: int, prompt: bytes) -> list[Span]:
     """Turn kept chunks into canonical spans: to bytes, outward to code points, merged."""
     edges = np.flatnonzero(np.diff(kept, prepend=False, append=False)).reshape(-1, 2)
     ends = np.concatenate((np.zeros(1, np.int64), token_ends))

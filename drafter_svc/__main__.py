@@ -1,0 +1,100 @@
+"""The drafter's process: `python -m drafter_svc`, configured by `SKIM_DRAFTER_*`.
+
+Binds its ports first (alive, not ready), then loads the model, then serves until SIGTERM, and
+drains. A setting, a model or a port that cannot be used is one line on standard error and exit
+status 2.
+"""
+
+from __future__ import annotations
+
+import os
+
+# One thread a matrix product, set before NumPy is imported: the pass has its own pool, and two
+# pools on the same cores take turns waiting for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from drafter_svc.admin import AdminServicer
+from drafter_svc.config import DrafterSettings
+from drafter_svc.drafter import check_backend
+from drafter_svc.host import DrafterHost
+from drafter_svc.service import DrafterServicer
+from skim.errors import ConfigError, ModelFileError, SkimError
+from skim.log import configure, get_logger
+from skim.rpc import RpcServer
+from skim.v1 import admin_pb2, admin_pb2_grpc, drafter_pb2, drafter_pb2_grpc
+
+log = get_logger()
+
+
+def make_server(settings: DrafterSettings, host: DrafterHost) -> RpcServer:
+    """Put the drafter's services on their two ports."""
+    server = RpcServer(
+        service_names=[drafter_pb2.DESCRIPTOR.services_by_name["DrafterService"].full_name],
+        admin_service_names=[admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name],
+        listen=settings.listen,
+        admin_listen=settings.admin_listen,
+    )
+    host.on_serving = server.set_serving
+    drafter_pb2_grpc.add_DrafterServiceServicer_to_server(DrafterServicer(host), server.data)
+    admin = AdminServicer(settings, host, server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server.admin)
+    return server
+
+
+async def serve(settings: DrafterSettings) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        ConfigError: a port is in use, or the backend is not there.
+        ModelFileError: the model cannot be used.
+    """
+    check_backend(settings)
+    host = DrafterHost(settings)
+    server = make_server(settings, host)
+    await server.start()
+    log.info("listening", port=server.port, admin_port=server.admin_port)
+    loading = asyncio.create_task(host.start())
+    loading.add_done_callback(lambda task: _stop_if_failed(task, server))
+    try:
+        await server.run_until_stopped(settings.grace_s)
+    finally:
+        loading.cancel()
+        await host.close()
+    if not loading.cancelled():
+        await loading  # raises why the model could not be loaded
+
+
+def _stop_if_failed(task: asyncio.Task[None], server: RpcServer) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        server.request_stop()
+
+
+def main() -> int:
+    """Read the settings, serve, and turn errors into one line."""
+    parser = argparse.ArgumentParser(prog="python -m drafter_svc", description=__doc__)
+    parser.add_argument("--config", type=Path, help="TOML file with a [drafter] table")
+    parser.add_argument("--model", type=Path, help="GGUF file; beats SKIM_DRAFTER_MODEL")
+    options = parser.parse_args()
+    try:
+        settings = DrafterSettings.load(file=options.config, overrides={"model": options.model})
+        configure("drafter", settings.log_level, pretty=settings.log_pretty)
+        log.info("starting", **settings.describe())
+        asyncio.run(serve(settings))
+    except (ConfigError, ModelFileError) as error:
+        print(f"drafter: {error.message}", file=sys.stderr)
+        return 2
+    except SkimError as error:
+        print(f"drafter: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

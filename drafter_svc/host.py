@@ -1,0 +1,217 @@
+"""The drafter that is loaded, those that could be, and the queue before it.
+
+One a process, made by `__main__`; the servicers ask it for everything. A swap finishes the running
+pass, makes the other model ready and takes its place; requests that wait are scored by the new one.
+Refuses work before a model is loaded and during a swap (Unavailable), and names that it was not
+configured with (NotFound).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from drafter_svc.config import DrafterSettings
+from drafter_svc.drafter import Drafter, OpenDrafter, open_drafter
+from drafter_svc.queue import PassQueue
+from skim.errors import Busy, NotFound, Unavailable
+from skim.log import get_logger
+
+log = get_logger()
+
+RETRY_AFTER_S = 1.0  # a model of the usual size is read in about this time
+
+
+class DrafterHost:
+    """See the module.
+
+    Args:
+        settings: of this process.
+        opener: reads a model; tests pass their own.
+    """
+
+    def __init__(self, settings: DrafterSettings, opener: OpenDrafter | None = None) -> None:
+        self.settings = settings
+        self.queue = PassQueue(
+            limit=settings.queue_limit, default_deadline_s=settings.default_deadline_s
+        )
+        # Threads that wait for tokenisers, and the one that reads models.
+        self.pool = ThreadPoolExecutor(settings.tokenise_threads, thread_name_prefix="prompt")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._open = opener or partial(_open, settings)
+        self._catalogue = settings.catalogue()
+        self._current: Drafter | None = None
+        self._ready: dict[str, Drafter] = {}  # loaded ahead of a swap
+        self._change = asyncio.Lock()
+        self._swapping = False
+        self._streams = 0
+        # Told of every change of health: nothing is served before `start` and during a swap.
+        self.on_serving: Callable[[bool], Awaitable[None]] = _nobody
+
+    @property
+    def loaded(self) -> Drafter:
+        """The drafter that scores, also during a swap.
+
+        Raises:
+            Unavailable: none is loaded yet.
+        """
+        if self._current is None:
+            raise Unavailable(
+                "the drafter's model is loading",
+                reason="MODEL_LOADING",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return self._current
+
+    def require(self, name: str) -> Drafter:
+        """The drafter for a new request.
+
+        Args:
+            name: the one it asks for; empty: whichever is loaded.
+        Raises:
+            NotFound: another one is loaded.
+            Unavailable: none is loaded, or a swap is going on.
+        """
+        drafter = self.loaded
+        if self._swapping:
+            raise Unavailable(
+                "the drafter is swapping its model",
+                reason="MODEL_SWAPPING",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self.check_name(name)
+        return drafter
+
+    def check_name(self, name: str) -> None:
+        """Refuse the name of another drafter than the one that is loaded (NotFound)."""
+        if name and name != self.loaded.name:
+            raise NotFound(
+                f"this drafter runs {self.loaded.name!r}, not {name!r}",
+                field="config.model",
+                got=name,
+                allowed=self.loaded.name,
+            )
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Count one open Score call.
+
+        Raises:
+            Busy: as many are open as may be.
+        """
+        limit = self.settings.streams_limit
+        if self._streams >= limit:
+            raise Busy(
+                f"{limit} Score calls are open already",
+                reason="STREAMS_LIMIT",
+                metadata={"limit": str(limit), "got": str(self._streams + 1)},
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    async def start(self) -> None:
+        """Load the first model.
+
+        Raises:
+            ModelFileError: it cannot be used.
+            ConfigError: the configured backend is not there.
+        """
+        async with self._change:
+            self._current = await self._read(next(iter(self._catalogue)))
+            await self.on_serving(True)
+
+    async def load(self, name: str) -> Drafter:
+        """Make a drafter ready beside the one that scores.
+
+        Raises:
+            NotFound: no such name.
+            ModelFileError: its file cannot be used.
+        """
+        self._path(name)
+        async with self._change:
+            if self.loaded.name == name:
+                return self.loaded
+            if name not in self._ready:
+                self._ready[name] = await self._read(name)
+            return self._ready[name]
+
+    async def swap(self, name: str) -> tuple[str, float]:
+        """Score with another drafter from now on; the old one's weights are released.
+
+        Returns:
+            The name of the old one, and the seconds without service.
+        Raises:
+            NotFound: no such name.
+            ModelFileError: its file cannot be used; the old drafter goes on.
+        """
+        self._path(name)
+        async with self._change:
+            old = self.loaded
+            if old.name == name:
+                return name, 0.0
+            begin_s = time.monotonic()
+            self._swapping = True
+            try:
+                await self.on_serving(False)
+                await self.queue.pause()
+                new = self._ready.pop(name, None) or await self._read(name)
+                self._current = new
+                old.close()
+            finally:
+                self._swapping = False
+                self.queue.resume()
+                await self.on_serving(True)
+            swap_s = time.monotonic() - begin_s
+        log.info("drafter_swapped", previous=old.name, model=name, swap_s=swap_s)
+        return old.name, swap_s
+
+    async def close(self) -> None:
+        """Stop the running pass and release everything."""
+        await self.queue.close()
+        for drafter in filter(None, (self._current, *self._ready.values())):
+            drafter.close()
+        self._ready.clear()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    def _path(self, name: str) -> Path:
+        path = self._catalogue.get(name)
+        if path is None:
+            allowed = ", ".join(self._catalogue)
+            raise NotFound(
+                f"no drafter is named {name!r}; there are: {allowed}",
+                field="name",
+                got=name,
+                allowed=allowed,
+            )
+        return path
+
+    async def _read(self, name: str) -> Drafter:
+        begin_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        drafter = await loop.run_in_executor(self._loader, self._open, name, self._path(name))
+        log.info(
+            "drafter_loaded",
+            model=name,
+            model_digest=drafter.model_digest,
+            backend=drafter.backend.name,
+            load_s=time.monotonic() - begin_s,
+        )
+        return drafter
+
+
+async def _nobody(serving: bool) -> None:
+    """Before anybody listens."""
+
+
+def _open(settings: DrafterSettings, name: str, path: Path) -> Drafter:
+    return open_drafter(name, path, settings)
