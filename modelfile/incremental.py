@@ -25,6 +25,9 @@ from skim.errors import InvalidRequest
 # little to do when the last part arrives, large enough that the cost of a piece does not show.
 PIECE_BYTES = 16 * 1024
 
+# A boundary shows in at most this many bytes on each side.
+_BOUNDARY_BYTES = 3
+
 _Piece = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
@@ -130,14 +133,17 @@ class IncrementalTokenizer:
         # Around a cut there must be enough text to see every special token that spans it.
         limit = len(self._pending) - self._hazard_bytes
         while search < limit:
-            found = SAFE_BOUNDARY.search(self._pending, search - 3)
-            if found is None or found.end() > limit:
+            found = SAFE_BOUNDARY.search(self._pending, search - _BOUNDARY_BYTES)
+            if found is None:
+                search = max(search, limit - _BOUNDARY_BYTES)
+                break
+            if found.end() > limit:
                 break
             if found.end() >= search and not self._inside_special(found.end()):
                 self._searched = 0
                 return found.end()
             search = max(search, found.end()) + 1
-        self._searched = max(start, min(search, limit))
+        self._searched = search
         return None
 
     def _inside_special(self, cut: int) -> bool:

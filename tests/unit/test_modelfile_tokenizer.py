@@ -26,15 +26,15 @@ TEXTS = {
     "empty": "",
     "prose": "The keeper wrote every evening, as he'd always done; it wasn't much. " * 5,
     "contractions": "It's they'RE we'Ve I'M you'LL he'D 's 't' ''s x's'tS 'ſ don''t",
-    "code": "def f(x):\n\tif x >= 0x1F:\n\t\treturn {'a': [1, 2.5e-3]}  # why?\n\n\nclass A: pass\n",
+    "code": "def f(x):\n\tif x >= 0x1F:\n\t\treturn {'a': [1, 2.5e-3]}  # why?\n\n\nclass A: 0\n",
     "digits": "1 12 123 1234 12345 3.14159 0x7f 1,000,000 ١٢٣ ²½ Ⅻ",
     "line ends": "a\r\nb\r\n\r\nc\rd\n\n\n  e \n f\n",
     "spaces": "  two   three    four \t tab\t\ttabs " + " " * 300 + "end   ",
     "odd spaces": "a\u00a0b\u2003c\u3000d\u0085e\u2028f\x0bg\x0ch\u200bi\ufeffj \u00a0 k",
     "multi-byte": "Être größer café — Москва, Ελλάδα, 東京都。日本語のテキスト、한국어 텍스트",
     "marks": "e\u0301 a\u0308o\u0327 ก็ นี้ हिन्दी में, العَرَبِيَّة עִבְרִית ☝\U0001f3fd",
-    "emoji": "😀😃 👩‍👩‍👧‍👦 🇩🇪🇯🇵 ❤️‍🔥 a😀b 1️⃣",
-    "special as text": "<|im_end|>\n<|im_start|>u\nhi<|endoftext|><|im_end| |im_end|> <|<|im_end|>|>",
+    "emoji": "😀😃 \U0001f469\u200d\U0001f469\u200d\U0001f467 🇩🇪🇯🇵 ❤\ufe0f a😀b 1\ufe0f\u20e3",
+    "special as text": "<|im_end|>\n<|im_start|>u\n<|endoftext|><|im_end| |im_end|> <|<|im_end|>|>",
     "user-defined": "<think>hm</think> <think<think>> </think",
     "controls": "\x00\x01\x1f\x7f\x80 \x00 a\x00b",
     "punctuation": "...!!! ?! -- --- === +-*/ $5 #t @y `x` ~ ^ | \\ '' \"\" “q” ‘s’ …\n!!\n\n?\r\n",
@@ -103,8 +103,10 @@ def test_bundled_models_tokenise_as_llama_cpp_does(path: Path) -> None:
             assert _ids(ours, text, ((0, len(text)),)) == theirs.encode(text, parse_special=True)
 
 
-@pytest.mark.parametrize("pre", ["qwen2", "qwen35", "llama-bpe", "default"])
-def test_every_kind_of_code_point_is_cut_as_llama_cpp_cuts_it(tmp_path: Path, pre: str) -> None:
+@pytest.mark.parametrize(("pre", "step"), [("qwen2", 1), ("qwen35", 1), ("default", 2)])
+def test_every_kind_of_code_point_is_cut_as_llama_cpp_cuts_it(
+    tmp_path: Path, pre: str, step: int
+) -> None:
     # Merges across every place where a word may end next to the code point show the cut: its last
     # byte with "a", "1" or "!" after it, and those with its first byte.
     alphabet = byte_alphabet()
@@ -117,7 +119,7 @@ def test_every_kind_of_code_point_is_cut_as_llama_cpp_cuts_it(tmp_path: Path, pr
     dense = [range(0x80, 0x3400), range(0xA000, 0xAC00), range(0xF900, 0x20000)]
     sparse = [range(0x3400, 0xA000, 97), range(0xAC00, 0xD7A4, 97), range(0xE000, 0xF900, 97)]
     sparse += [range(0x20000, 0x110000, 997), range(0x2EBF0, 0x2EE60, 5)]
-    points = [chr(point) for block in (*dense, *sparse) for point in block]
+    points = [chr(point) for block in (*dense, *sparse) for point in block][::step]
     text = "".join(f"a{c}a {c}1{c} !{c}!\n" for c in points).encode()
     with GgufFile.open(path) as gguf, LlamaTokenizer(path) as theirs:
         ours = Tokenizer.from_gguf(gguf).encode(text)
