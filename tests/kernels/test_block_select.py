@@ -75,7 +75,7 @@ def test_a_row_at_its_bound_is_not_called_cut() -> None:
 
 def test_the_bound_never_goes_below_eight_blocks_nor_drops_a_forced_one() -> None:
     assert BlockRule(max_density=0.25).bound(3) == 8
-    assert BlockRule(max_density=0.1).bound(299) == 30  # 0.1 x 300 is a little over 30 in binary
+    assert BlockRule(max_density=0.07).bound(299) == 21  # 0.07 x 300 is over 21 in binary
     wide = BlockRule(
         alpha=0.0, sink_blocks=6, window_blocks=6, last_full_blocks=0, max_density=0.01
     )

@@ -105,8 +105,9 @@ def test_forward_follows_the_yarn_keys_of_the_file(
         seed=3,
         qk_gain=2.0,
         rope_freq_base=1e4,
-        context_length=512,
-        rope_scaling={"type": "yarn", "factor": 4.0, "original_context": 128},
+        context_length=4096,
+        # 32 turns of 1,024 tokens fall between two frequencies: both ends of the ramp are rounded.
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_context": 1024},
     )
     ids = prompt(seed=4)
     assert worst_relative(our_logits(path, ids, pool), llama_logits(path, ids)) < TOLERANCE

@@ -44,6 +44,15 @@ def test_lexical_does_not_score_the_question_for_containing_itself() -> None:
     assert not scores.any()
 
 
+def test_lexical_counts_occurrences_outside_the_question_only() -> None:
+    ids = filler(4000, seed=98)
+    ids[500], ids[1488] = 7, 8
+    ids[-5] = 8
+    ids[[-7, -9, -11, -13]] = 7  # said four times, found once: as good an anchor as the other
+    scores = TEXT_SCORERS["lexical"].score(ScoreInput(ids, query_tokens=(3980, 4000)))
+    assert scores[500 // 32] == pytest.approx(scores[1488 // 32], rel=0.2)
+
+
 def test_lexical_takes_the_prompts_end_for_the_question_when_none_is_named() -> None:
     ids = filler(4000, seed=94)
     ids[-90], ids[1234] = 7, 7
