@@ -208,6 +208,7 @@ _BROKEN = {
     "key longer than the file": _file(counts=(0, 1)) + struct.pack("<Q", 2**64 - 1),
     "array longer than the file": _file(keys=[(b"k", 9, struct.pack("<IQ", 4, 2**61))]),
     "string array longer than the file": _file(keys=[(b"k", 9, struct.pack("<IQ", 8, 2**61))]),
+    "last entry longer than the file": _file(keys=[(b"k", 9, struct.pack("<IQQ", 8, 1, 2**40))]),
     "nested array": _file(keys=[(b"k", 9, struct.pack("<IQ", 9, 1))]),
     "unknown value type": _file(keys=[(b"k", 99, bytes(8))]),
     "key twice": _file(keys=[(b"k", 0, b"\1"), (b"k", 0, b"\1")]),

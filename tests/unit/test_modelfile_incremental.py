@@ -18,7 +18,7 @@ from modelfile.incremental import IncrementalTokenizer
 from modelfile.tokenizer import TokenizedText, Tokenizer
 from skim.errors import InvalidRequest
 from tests.fixtures.llama_tokens import LlamaTokenizer
-from tests.fixtures.tiny_gguf import write_tiny_gguf
+from tests.fixtures.tiny_gguf import telling_merges, write_tiny_gguf
 
 Pair = tuple[Tokenizer, LlamaTokenizer]
 CONTROL = re.compile(rb"<\|(?:endoftext|im_start|im_end)\|>")
@@ -39,7 +39,7 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     path = tmp_path_factory.mktemp("tok") / "tiny.gguf"
-    write_tiny_gguf(path, layers=1, pre=request.param)
+    write_tiny_gguf(path, layers=1, pre=request.param, merges=telling_merges())
     with GgufFile.open(path) as gguf, LlamaTokenizer(path) as theirs:
         yield Tokenizer.from_gguf(gguf), theirs
 
@@ -171,6 +171,10 @@ def test_long_prompt_is_cut_into_pieces_on_several_threads(
     assert len(sizes) > 5
     assert max(sizes) < incremental.PIECE_BYTES + 100
     assert threading.main_thread().name not in names
+    sizes.clear()
+    _chopped(tokenizer, text, list(range(1000, len(text), 1000)))
+    assert sum(sizes) == len(text)
+    assert max(sizes) < incremental.PIECE_BYTES + 1100
     monkeypatch.undo()
     for step in (1000, 16 * 1024, 100_000):
         chopped = _chopped(tokenizer, text, list(range(step, len(text), step)))

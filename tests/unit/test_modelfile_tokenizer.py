@@ -17,7 +17,7 @@ from modelfile.stream_decoder import StreamDecoder
 from modelfile.tokenizer import Tokenizer
 from skim.errors import InvalidRequest, ModelFileError
 from tests.fixtures.llama_tokens import LlamaTokenizer
-from tests.fixtures.tiny_gguf import byte_alphabet, write_tiny_gguf
+from tests.fixtures.tiny_gguf import byte_alphabet, telling_merges, write_tiny_gguf
 
 PRE_NAMES = ("qwen2", "qwen35", "llama-bpe", "gpt-2", "smollm", "default")
 BUNDLED = sorted((Path(__file__).parents[2] / "models").glob("*.gguf"))
@@ -48,7 +48,7 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Tokenizer, LlamaTokenizer]]:
     path = tmp_path_factory.mktemp("tok") / "tiny.gguf"
-    write_tiny_gguf(path, layers=1, pre=request.param)
+    write_tiny_gguf(path, layers=1, pre=request.param, merges=telling_merges())
     with GgufFile.open(path) as gguf, LlamaTokenizer(path) as theirs:
         yield Tokenizer.from_gguf(gguf), theirs
 
@@ -157,6 +157,14 @@ def test_user_defined_tokens_are_found_anywhere(tokenizer: Tokenizer) -> None:
     think = tokenizer.vocabulary.ids["<think>"]
     assert _ids(tokenizer, b"a <think> b").count(think) == 1
     assert not tokenizer.is_control(think)
+
+
+def test_longest_special_token_wins(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "long.gguf", layers=1)
+    path.write_bytes(path.read_bytes().replace(b"</think>", b"<think>x"))
+    text = b"<think>x <think> <think>xx<think><think>x"
+    with GgufFile.open(path) as gguf, LlamaTokenizer(path) as theirs:
+        assert _ids(Tokenizer.from_gguf(gguf), text) == theirs.encode(text)
 
 
 def test_control_ranges_outside_the_text_are_refused(tokenizer: Tokenizer) -> None:
