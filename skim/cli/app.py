@@ -145,7 +145,9 @@ def ask(
 @app.command()
 def demo(
     tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 16_384,
-    keep: Annotated[float, typer.Option(help="Share of the tokens kept, (0, 1].")] = 0.05,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of the tokens kept, (0, 1]; default 0.05.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of key, number and place.")] = 0,
     scorer: Annotated[str | None, typer.Option(help="Default: specprefill.")] = None,
     target: Target = None,

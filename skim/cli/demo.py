@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text as RichText
 
 from skim.cli.ask import STRIP_CELLS, client_timings, kept_ratio, show_strip, summary
@@ -19,7 +19,7 @@ from skim.cli.bars import StageBars
 from skim.cli.gateway import gather, local_gateway
 from skim.cli.output import EXIT_FAILED, Output
 from skim.cli.stack_plan import StackOptions
-from skim.cli.tables import format_seconds, timing_table
+from skim.cli.tables import timing_table
 from skim.client import Client
 from skim.client_types import Answer, ModeName, Options, Progress
 from skim.demo_document import DemoDocument, build_demo
@@ -33,16 +33,34 @@ WARM_UP_TOKENS = 2_048
 TEMPLATE_TOKENS = 16
 ANSWER_TOKENS = 32
 MODES: tuple[ModeName, ...] = ("skim", "full")
+TITLES = {"skim": "skim", "full": "full prefill"}
+SHOWN_ANSWER_CHARS = 24
+# Kept by default. Short documents need more: the ranges that are always kept are 288 tokens.
+KEEP_RATIO, SHORT_KEEP_RATIO, SHORT_TOKENS = 0.05, 0.1, 8_192
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to show: tokens of the prompt, fraction kept, and the seed of key, number and place."""
+    """What to show.
+
+    Attributes:
+        tokens: of the prompt, template included.
+        keep: fraction of it that is kept; None: by its length.
+        seed: of key, number and place.
+        scorer: None: the drafter's default.
+    """
 
     tokens: int = 16_384
-    keep_ratio: float = 0.05
+    keep: float | None = None
     seed: int = 0
     scorer: str | None = None
+
+    @property
+    def keep_ratio(self) -> float:
+        """Fraction that is kept."""
+        if self.keep is not None:
+            return self.keep
+        return KEEP_RATIO if self.tokens >= SHORT_TOKENS else SHORT_KEEP_RATIO
 
 
 def run_demo(output: Output, options: DemoOptions, stack: StackOptions) -> int:
@@ -97,29 +115,38 @@ def _introduce(output: Output, demo: DemoDocument) -> None:
     console, size = output.console, len(demo.text.encode())
     needle = demo.text.encode()[demo.needle_begin : demo.needle_end].decode()
     console.print(f"A document of {size:,} bytes: docstrings of Python's standard library.")
-    console.print(f"Hidden at {demo.needle_begin / size:.0%} of it: {needle}", markup=False)
-    console.print(f"Question: {demo.question}\n", markup=False)
+    for line in (f"Hidden at {demo.needle_begin / size:.0%} of it: {needle}", demo.question, ""):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _show(output: Output, demo: DemoDocument, answers: dict[ModeName, Answer]) -> None:
     console, size = output.console, len(demo.text.encode())
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "answer", "", "first token after", ""):
-        table.add_column(heading, header_style="dim")
-    for mode, answer in answers.items():
-        right = is_correct(demo, answer)
-        mark = RichText("right", "green") if right else RichText("wrong", "red")
-        said = RichText(" ".join(answer.text.split()) or "(nothing)")
-        ttft = format_seconds(answer.finish.ttft_s)
-        table.add_row(mode, said, mark, ttft, summary(answer))
-    console.print(table)
+    usages = [answer.finish.usage for answer in answers.values()]
+    above: list[list[RenderableType]] = [
+        ["answer", *(_said(demo, answer) for answer in answers.values())],
+        ["tokens prefilled", *(f"{u.kept_tokens:,} of {u.prompt_tokens:,}" for u in usages)],
+    ]
+    times = {TITLES[mode]: client_timings(answer) for mode, answer in answers.items()}
+    console.print(timing_table(times, above))
     console.print(f"\nSpeedup to the first token: {speedup(answers):.1f} times\n", style="bold")
     show_strip(output, answers["skim"].plan, size)
     cells = min(STRIP_CELLS, console.width)
-    console.print(" " * (demo.needle_begin * cells // size) + "^ the needle\n")
-    console.print(timing_table({mode: client_timings(a) for mode, a in answers.items()}))
+    console.print(" " * (demo.needle_begin * cells // size) + "^ the needle")
+    for answer in answers.values():
+        console.print(summary(answer), markup=False, soft_wrap=True)
+        if answer.plan.detail:
+            console.print(answer.plan.detail, style="yellow", markup=False, soft_wrap=True)
     layers = ", ".join(f"{density:.3f}" for density in answers["skim"].plan.layer_density)
-    console.print(f"\nDensity of the drafter's attention, by layer: {layers}")
+    console.print(f"density of the drafter's attention by layer: {layers}", soft_wrap=True)
+
+
+def _said(demo: DemoDocument, answer: Answer) -> RichText:
+    said = " ".join(answer.text.split()) or "(nothing)"
+    if len(said) > SHOWN_ANSWER_CHARS:
+        said = said[:SHOWN_ANSWER_CHARS] + "…"
+    right = is_correct(demo, answer)
+    verdict = ("right", "green") if right else ("wrong", "red")
+    return RichText.assemble(said, " ", verdict)
 
 
 def is_correct(demo: DemoDocument, answer: Answer) -> bool:

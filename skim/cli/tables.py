@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from rich.console import RenderableType
 from rich.table import Table
 
 # Stages in the order in which they usually run, and what happens in each. They overlap.
@@ -24,16 +25,21 @@ STAGES = {
 EMPHASISED = "ttft_s"
 
 
-def timing_table(runs: Mapping[str, Mapping[str, float]]) -> Table:
+def timing_table(
+    runs: Mapping[str, Mapping[str, float]], above: Sequence[Sequence[RenderableType]] = ()
+) -> Table:
     """Seconds by stage, a column for each run; stages that ran in none are left out.
 
     Args:
         runs: a title and the seconds of each stage, by the names of STAGES.
+        above: rows that stand above the stages: a title, then a cell for each run.
     """
     table = Table(box=None, pad_edge=False)
-    table.add_column("stage", header_style="dim")
+    table.add_column("", no_wrap=True)
     for title in runs:
         table.add_column(title, justify="right", header_style="dim", min_width=10)
+    for row in above:
+        table.add_row(*row)
     for stage, title in STAGES.items():
         seconds = [run.get(stage, 0.0) for run in runs.values()]
         if any(seconds):
