@@ -148,7 +148,8 @@ class ChatTemplate:
         text = self.render(
             messages, add_generation_prompt=add_generation_prompt, variables=variables
         )
-        found = [character for character in text if character in set(places)]
+        known = frozenset(places)
+        found = [character for character in text if character in known]
         if found != places:
             first = next(
                 (
