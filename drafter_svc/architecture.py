@@ -87,23 +87,29 @@ def load_weights(file: GgufFile) -> DrafterWeights:
         ModelFileError: see `ModelShape.from_gguf`.
     """
     shape = ModelShape.from_gguf(file)
-    embedding = file.tensor("token_embd.weight")
+    embedding = _read(file, "token_embd.weight")
     factors = shape.rope.freq_factors
     end_id = file.metadata.get("tokenizer.ggml.eos_token_id")
     return DrafterWeights(
         shape=shape,
         embedding=embedding,
         layers=tuple(_load_layer(file, shape, layer) for layer in range(shape.layers)),
-        output_norm=file.tensor("output_norm.weight"),
-        output=embedding if shape.tied_embeddings else file.tensor("output.weight"),
+        output_norm=_read(file, "output_norm.weight"),
+        output=embedding if shape.tied_embeddings else _read(file, "output.weight"),
         frequency_divisors=None if factors is None else np.asarray(factors, dtype=np.float32),
         end_id=end_id if isinstance(end_id, int) else None,
     )
 
 
+def _read(file: GgufFile, name: str) -> Matrix:
+    """Read a tensor into memory of our own: a mapped one would change, or fault, with the file."""
+    tensor = file.tensor(name)
+    return tensor if tensor.flags.writeable else tensor.copy()
+
+
 def _load_layer(file: GgufFile, shape: ModelShape, layer: int) -> LayerWeights:
     def tensor(part: str) -> Matrix:
-        return file.tensor(f"blk.{layer}.{part}")
+        return _read(file, f"blk.{layer}.{part}")
 
     def rotated(part: str, heads: int) -> Matrix:
         """A query or key tensor with its heads in the half-split order that `apply_rope` takes."""
