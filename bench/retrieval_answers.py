@@ -14,10 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from bench.retrieval_cases import Case
-from modelfile.chat_template import ChatTemplate
-from modelfile.gguf_file import GgufFile
-from modelfile.tokenizer import Tokenizer
+from bench.retrieval_cases import Case, open_target
 from skim.spans import Span
 from target_svc.compaction import TokenisedPrompt, compact
 from target_svc.engine_client import EngineClient
@@ -30,9 +27,7 @@ class Answerer:
     """One engine child with a working context that takes the longest prompt whole."""
 
     def __init__(self, model: Path, max_prompt_tokens: int, *, gpu: bool, slots: int) -> None:
-        with GgufFile.open(model) as file:
-            self.tokenizer = Tokenizer.from_gguf(file)
-            self.pieces = list(ChatTemplate.from_gguf(file).render_streamable(["user"]))
+        self.tokenizer, self.pieces = open_target(model)
         self._engine = EngineClient(
             EngineConfig(
                 model_path=str(model),
@@ -64,7 +59,7 @@ class Answerer:
         ids, ends = text.ids.astype(np.int32), text.ends.astype(np.int32)
         whole = [Span(0, len(case.prompt))]
         kept = compact(
-            TokenisedPrompt(ids=ids, ends=ends, prompt=case.prompt), spans or whole, original=False
+            TokenisedPrompt(ids=ids, ends=ends), spans or whole, original=False
         )
         self._serial += 1
         submit = Submit(

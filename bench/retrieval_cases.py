@@ -8,10 +8,14 @@ and question, control ranges, the range that asks, and the bytes that must survi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.ruler import RulerSample, RulerSpec, build_sample
 from bench.wordings import NO_SHARED_WORD
+from modelfile.chat_template import ChatTemplate
+from modelfile.gguf_file import GgufFile
 from modelfile.tokenizer import Tokenizer
+from skim.errors import PreconditionFailed
 from skim.spans import Span
 
 FORCED_HEAD_TOKENS = 64  # needles stay out of what is kept anyway: the first chunk and its template
@@ -43,6 +47,16 @@ class Case:
     query: Span
     gold: tuple[Span, ...]
     sample: RulerSample
+
+
+def open_target(path: Path) -> tuple[Tokenizer, list[str]]:
+    """Open a target's tokenizer, and its template's text around one user message."""
+    with GgufFile.open(path) as file:
+        tokenizer = Tokenizer.from_gguf(file)
+        template = ChatTemplate.from_gguf(file, tokenizer)
+    if template is None:
+        raise PreconditionFailed(f"{path.name} has no chat template", reason="NO_CHAT_TEMPLATE")
+    return tokenizer, list(template.render_streamable(["user"]))
 
 
 def build_case(cell: Cell, seed: int, tokenizer: Tokenizer, pieces: list[str]) -> Case:

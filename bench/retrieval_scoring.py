@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.retrieval_cases import Case, Cell, build_case, gold_kept
+from bench.retrieval_cases import Case, Cell, build_case, gold_kept, open_target
 from drafter_svc.backend import ScoreInput
 from drafter_svc.cpu_backend import CpuBackend
 from drafter_svc.selection import (
@@ -25,7 +25,6 @@ from drafter_svc.selection import (
     select,
     token_ranges,
 )
-from modelfile.chat_template import ChatTemplate
 from modelfile.gguf_file import GgufFile
 from modelfile.tokenizer import TokenizedText, Tokenizer
 from skim.spans import Span
@@ -67,9 +66,7 @@ class Scored:
 
 class _Worker:
     def __init__(self, target: Path, drafters: dict[str, Path]) -> None:
-        with GgufFile.open(target) as file:
-            self.tokenizer = Tokenizer.from_gguf(file)
-            self.pieces = list(ChatTemplate.from_gguf(file).render_streamable(["user"]))
+        self.tokenizer, self.pieces = open_target(target)
         self.backends = {n: CpuBackend.open(p, num_threads=1) for n, p in drafters.items()}
         self.tokenizers: dict[str, Tokenizer] = {}
         for name, path in drafters.items():

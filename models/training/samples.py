@@ -53,7 +53,7 @@ class Document:
     gold: list[tuple[int, int]] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)  # a fact is itself, whatever it says; arrays do not compare to one bool
 class _Fact:
     """A needle in the making: its sentence, what it is asked by and the answer."""
 
