@@ -32,7 +32,7 @@ log = get_logger()
 
 
 def make_server(settings: TargetSettings, target: Target) -> RpcServer:
-    """Put the target's services on their two ports."""
+    """Put the target's services on their two ports, and tie health to the engine."""
     server = RpcServer(
         service_names=[target_pb2.DESCRIPTOR.services_by_name["TargetService"].full_name],
         admin_service_names=[
@@ -45,6 +45,14 @@ def make_server(settings: TargetSettings, target: Target) -> RpcServer:
     target_pb2_grpc.add_TargetServiceServicer_to_server(TargetServicer(target), server.data)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(settings, server), server.admin)
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(), server.admin)
+    changes: set[asyncio.Task[None]] = set()
+
+    def on_health(serving: bool) -> None:
+        change = asyncio.create_task(server.set_serving(serving))
+        changes.add(change)
+        change.add_done_callback(changes.discard)
+
+    target.on_health = on_health
     return server
 
 
@@ -60,13 +68,6 @@ async def serve(settings: TargetSettings) -> None:
     server = make_server(settings, target)
     await server.start()
     log.info("listening", port=server.port, admin_port=server.admin_port)
-    changes: set[asyncio.Task[None]] = set()
-
-    def on_health(serving: bool) -> None:
-        change = asyncio.create_task(server.set_serving(serving))
-        changes.add(change)
-        change.add_done_callback(changes.discard)
-
     failures: list[BaseException] = []
 
     def on_failure(error: BaseException) -> None:
@@ -77,7 +78,7 @@ async def serve(settings: TargetSettings) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             on_failure(error)
 
-    target.on_health, target.on_failure = on_health, on_failure
+    target.on_failure = on_failure
     loading = asyncio.create_task(target.start())
     loading.add_done_callback(on_loaded)
     try:
