@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from skim.cli.bundled import CROSS_DRAFTER, DRAFTER, TARGET, bundled_model, check_model_path
 from skim.cli.health import Health, probe
 from skim.cli.output import EXIT_FAILED, Output
@@ -41,7 +43,7 @@ ADVICE = {
     "modelfile": "copy the file again, or name another with --target and --drafter",
     "": "install Skim anew: pip install --force-reinstall skim",
 }
-MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: "[yellow]note[/]"}
+MARKS = {True: ("ok", "green"), False: ("broken", "red"), None: ("note", "yellow")}
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,20 @@ def run_doctor(output: Output, models: Mapping[str, Path | None], base_port: int
     checks = [*check_versions(), *check_ports(base_port)]
     paths, missing = find_models(models)
     checks += missing
-    arguments = {"modelfile": [str(path) for path in paths]}
+    # Not the target: a drafter's doctor would skim with it.
+    drafters = [str(path) for role, path in paths.items() if role != "target"]
+    arguments = {"modelfile": [str(path) for path in paths.values()], "drafter_svc": drafters}
     with ThreadPoolExecutor(max_workers=len(DOCTORS)) as pool:
         found = pool.map(lambda package: run_child(package, arguments.get(package, ())), DOCTORS)
         reports = dict(zip(DOCTORS, found, strict=True))
     for package, each in reports.items():
         checks += [check for report in each for check in read_report(package, report)]
     for check in checks:
-        output.console.print(f"{MARKS[check.ok]:>22}  [bold]{check.topic}[/]  ", end="")
-        output.console.print(check.finding, markup=False, soft_wrap=True)
+        word, style = MARKS[check.ok]
+        line = Text(f"{word:>6}  ", style).append(f"{check.topic}  ", "bold").append(check.finding)
+        output.console.print(line, soft_wrap=True)
         if check.advice:
-            output.console.print(f"{'':8}-> {check.advice}", markup=False, soft_wrap=True)
+            output.console.print(Text(f"{'':8}-> {check.advice}", "none"), soft_wrap=True)
     broken = [check.topic for check in checks if check.ok is False]
     verdict = f"Broken: {', '.join(broken)}." if broken else "Everything that Skim needs works."
     output.console.print(verdict, style="red" if broken else "green")
@@ -93,16 +98,17 @@ def check_versions() -> list[Check]:
     return checks
 
 
-def find_models(models: Mapping[str, Path | None]) -> tuple[list[Path], list[Check]]:
+def find_models(models: Mapping[str, Path | None]) -> tuple[dict[str, Path], list[Check]]:
     """Paths of the models that are there, and a line for each that is not.
 
     Args:
         models: by role; None or absent: the bundled one.
     """
-    paths, missing = [], []
+    paths: dict[str, Path] = {}
+    missing: list[Check] = []
     for role, name in BUNDLED.items():
         try:
-            paths.append(check_model_path(models.get(role) or bundled_model(name), role))
+            paths[role] = check_model_path(models.get(role) or bundled_model(name), role)
         except SkimError as error:
             missing.append(Check(f"{role} model", False, error.message, ADVICE["modelfile"]))
     return paths, missing

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skim.cli.bundled import DRAFTER, TARGET, bundled_model, check_model_path
+from skim.cli.bundled import CROSS_DRAFTER, DRAFTER, TARGET, bundled_model, check_model_path
 from skim.cli.ports import DEFAULT_BASE_PORT, free_ports, plan_ports
 from skim.errors import ConfigError
 
+# Settings that the port option decides, where it is given.
+ADDRESSES = ("listen", "admin_listen", "target", "drafters")
 KEPT_RUNS = 20  # log folders of earlier runs that are left in the default place
 
 
@@ -83,21 +85,22 @@ def plan_stack(options: StackOptions) -> tuple[ServicePlan, ...]:
         log_path = log_dir / f"{name}.log"
         return ServicePlan(name, module, address, admin, environment, arguments, log_path)
 
-    target = {"model": str(_model(options.target, lookup, "target", TARGET))}
+    target = {"model": str(_target_model(options, lookup))}
     target |= lookup.listen("target", ports["target"])
     plans = [plan("target", "target", "target_svc", target)]
-    first = lookup.listen("drafter", ports["drafter"])
-    names: dict[str, str] = {}
-    for index, path in enumerate(options.drafters or (None,)):
-        model = _model(path, lookup, "drafter", DRAFTER)
-        listen = first if index == 0 else _anywhere()
-        name = "drafter" if index == 0 else f"drafter-{index + 1}"
-        plans.append(plan(name, "drafter", "drafter_svc", {"model": str(model), **listen}))
-        names[_unused(model.stem, names)] = listen["listen"]
+    models = _drafter_models(options, lookup)
+    scorers: dict[str, str] = {}
+    for name in list(models)[: len(options.drafters) or 1]:
+        listen = lookup.listen("drafter", ports["drafter"]) if not scorers else _anywhere()
+        others = {other: str(path) for other, path in models.items() if other != name}
+        drafter = {"model": str(models[name]), "name": name, **listen}
+        drafter["models"] = lookup.get("drafter", "models") or _pairs(others)
+        process = f"drafter-{len(scorers) + 1}" if scorers else "drafter"
+        plans.append(plan(process, "drafter", "drafter_svc", drafter))
+        scorers[name] = listen["listen"]
     gateway = lookup.listen("gateway", ports["gateway"])
     gateway["target"] = lookup.get("gateway", "target") or target["listen"]
-    drafters = lookup.get("gateway", "drafters")
-    gateway["drafters"] = drafters or ",".join(f"{k}={v}" for k, v in names.items())
+    gateway["drafters"] = lookup.get("gateway", "drafters") or _pairs(scorers)
     plans.append(plan("gateway", "gateway", "gateway", gateway))
     return tuple(plans)
 
@@ -126,7 +129,7 @@ class _Lookup:
 
     def get(self, table: str, key: str) -> str | None:
         """Value of a setting, or None when the options or the defaults decide."""
-        if self._fixed_ports and key != "model":
+        if self._fixed_ports and key in ADDRESSES:
             return None
         value = self._environment.get(f"SKIM_{table.upper()}_{key.upper()}")
         return value if value is not None else self._from_file(table, key)
@@ -155,11 +158,9 @@ def _read_tables(file: Path | None) -> dict[str, Any]:
     return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
 
-def _model(given: Path | None, lookup: _Lookup, table: str, bundled: str) -> Path:
-    if given is None:
-        found = lookup.get(table, "model")
-        given = Path(found) if found else bundled_model(bundled)
-    return check_model_path(given, table)
+def _target_model(options: StackOptions, lookup: _Lookup) -> Path:
+    path = options.target or lookup.get("target", "model") or bundled_model(TARGET)
+    return check_model_path(Path(path), "target")
 
 
 def _anywhere() -> dict[str, str]:
@@ -167,8 +168,25 @@ def _anywhere() -> dict[str, str]:
     return {"listen": f"127.0.0.1:{data}", "admin_listen": f"127.0.0.1:{admin}"}
 
 
-def _unused(stem: str, names: Mapping[str, str]) -> str:
-    clean = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)[:60]
+def _drafter_models(options: StackOptions, lookup: _Lookup) -> dict[str, Path]:
+    """Drafter models by name, the default first: those given, or the one set, or the bundled."""
+    found: dict[str, Path] = {}
+    for given in options.drafters:
+        found[_unused(given.stem, found)] = check_model_path(given, "drafter")
+    if not found and (path := lookup.get("drafter", "model")):
+        found[_unused(Path(path).stem, found)] = check_model_path(Path(path), "drafter")
+    if not found:
+        for bundled in (bundled_model(DRAFTER), bundled_model(CROSS_DRAFTER)):
+            found[bundled.stem] = bundled
+    return found
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in values.items())
+
+
+def _unused(stem: str, names: Mapping[str, Path]) -> str:
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)[:60]
     return clean if clean not in names else f"{clean}-{len(names) + 1}"
 
 

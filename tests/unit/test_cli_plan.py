@@ -99,6 +99,17 @@ def test_plan_refuses_a_settings_file_that_is_not_toml(tmp_path: Path) -> None:
         plan_stack(StackOptions(settings=file))
 
 
+def test_bundled_drafter_can_be_swapped_for_the_other_one() -> None:
+    told = plans(StackOptions())["drafter"].environment
+    assert told["SKIM_DRAFTER_MODELS"] == f"skim-drafter-cross={bundled_model(CROSS_DRAFTER)}"
+
+
+def test_port_option_leaves_the_model_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIM_DRAFTER_MODEL", str(bundled_model(CROSS_DRAFTER)))
+    told = plans(StackOptions(base_port=0))["drafter"].environment
+    assert told["SKIM_DRAFTER_NAME"] == "skim-drafter-cross"
+
+
 @pytest.mark.parametrize("base", [-1, HIGHEST_BASE_PORT + 1])
 def test_base_port_without_room_for_six_ports_is_refused(base: int) -> None:
     with pytest.raises(ConfigError, match="port must be 0"):
