@@ -77,7 +77,7 @@ class EngineStream:
 
     def __init__(self, client: EngineClient, request_id: str) -> None:
         self._client = client
-        self._request_id = request_id
+        self.request_id = request_id
         self._pending: deque[Event] = deque()
         self._error: SkimError | None = None
         self._ended = False
@@ -114,7 +114,7 @@ class EngineStream:
     def cancel(self) -> None:
         """Tell the engine to stop; the stream then raises Cancelled. No effect once it ended."""
         if not self._ended:
-            self._client.cancel(self._request_id)
+            self._client.cancel(self.request_id)
 
     def _push(self, event: Event) -> None:
         last = self._pending[-1] if self._pending else None
@@ -238,6 +238,8 @@ class EngineClient:
             Busy: there is no memory for it.
             Unavailable: the engine is away, or died meanwhile.
         """
+        while self._release is not None:  # of a reservation that was given up or is being freed
+            await asyncio.shield(self._release)
         writer = self._require_writer()
         if self._reservation is not None or self.full is not None:
             raise PreconditionFailed("a full context exists already", reason="FULL_RESERVED")
@@ -246,17 +248,20 @@ class EngineClient:
         try:
             return await asyncio.shield(self._reservation)
         except asyncio.CancelledError:
-            writer.write(encode(Release()))  # or the context would outlive whoever wanted it
+            self._send_release()  # or the context would outlive whoever wanted it
             raise
 
     async def release(self) -> None:
         """Free the full context and wait until its memory is back. No effect when there is none."""
-        if self._writer is None or (self.full is None and self._reservation is None):
-            return
-        if self._release is None:
+        if self.full is not None or self._reservation is not None:
+            self._send_release()
+        if self._release is not None:
+            await asyncio.shield(self._release)
+
+    def _send_release(self) -> None:
+        if self._release is None and self._writer is not None:
             self._release = asyncio.get_running_loop().create_future()
             self._writer.write(encode(Release()))
-        await asyncio.shield(self._release)
 
     async def close(self) -> None:
         """Fail what runs, end the child, wait for it. Idempotent."""

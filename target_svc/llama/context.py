@@ -58,7 +58,10 @@ class Context:
         self.n_batch = min(config.n_batch, self.cells)
         self.rows_max = slots * (1 + config.draft_tokens_max)
         self._api = api = model.library.api
-        self._callback = api.ggml_abort_callback(lambda _: should_abort())  # must outlive it
+        self._should_abort = should_abort
+        self._callback = api.ggml_abort_callback(self._ask)  # must outlive the context
+        self._asked_s = 0.0
+        self.deaf_s = 0.0  # longest time in the last decode without a question to should_abort
         params = api.llama_context_default_params()
         params.n_ctx = self.cells
         params.n_batch = params.n_ubatch = self.n_batch
@@ -97,7 +100,11 @@ class Context:
         """
         self._check(tokens, positions, slot_ids, outputs)
         self._batch.fill(tokens, positions, slot_ids, outputs)
+        self._asked_s, self.deaf_s = time.monotonic(), 0.0
         code = int(self._api.llama_decode(self._handle, self._batch.struct))
+        if self.model.gpu:
+            self._api.llama_synchronize(self._handle)  # else the work has only begun
+        self._hear()
         if code == RC_ABORTED:
             raise DecodeAborted
         if code == RC_NO_CELLS:
@@ -105,10 +112,6 @@ class Context:
         if code:
             said = self.model.library.take_errors() or "no reason given"
             raise EngineFault(f"llama_decode failed with code {code}: {said}")
-
-    def synchronize(self) -> None:
-        """Wait for the device: a decode on a GPU returns before it is done."""
-        self._api.llama_synchronize(self._handle)
 
     def row(self, index: int) -> Float32s:
         """Logits float32 [n_vocab] of batch row `index`, a view that the next decode overwrites."""
@@ -149,7 +152,6 @@ class Context:
         verify = min(self.rows_max, self.cells - chunk - 1, self.n_batch)
         if verify > 0:
             self._warm_decode(chunk + 1, verify, rows=verify)
-        self.synchronize()
         self._api.llama_memory_clear(self._memory, False)
         return time.monotonic() - started_s, bytes_per_token
 
@@ -158,6 +160,16 @@ class Context:
         if self._handle:
             self._api.llama_free(self._handle)
             self._handle = None
+
+    def _ask(self, _: Any) -> bool:
+        """llama.cpp's abort callback: on the CPU between any two nodes of the graph."""
+        self._hear()
+        return self._should_abort()
+
+    def _hear(self) -> None:
+        now_s = time.monotonic()
+        self.deaf_s = max(self.deaf_s, now_s - self._asked_s)
+        self._asked_s = now_s
 
     def _warm_decode(self, first: int, count: int, rows: int) -> None:
         outputs = np.zeros(count, np.bool_)

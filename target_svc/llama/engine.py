@@ -166,6 +166,7 @@ class Engine:
             ),
             self,
             self._config.draft_tokens_max,
+            self._config.deaf_max_s,
         )
 
     def _reserve(self, reserve: Reserve) -> None:

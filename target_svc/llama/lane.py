@@ -60,6 +60,7 @@ class Lane:
     Args:
         make_context: called with the lane's abort question, gives the context.
         draft_tokens_max: drafts in a verify batch, for each sequence.
+        deaf_max_s: see `ChunkPacer`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Lane:
         make_context: Callable[[Callable[[], bool]], Context],
         outlet: Outlet,
         draft_tokens_max: int,
+        deaf_max_s: float,
     ) -> None:
         self._outlet = outlet
         self._batch_of: list[Sequence] = []  # whose tokens are in the decode that runs now
@@ -75,7 +77,7 @@ class Lane:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.prefill_rate, self.decode_rate = Rate(), Rate()
-        self._pacer = ChunkPacer(self.context.n_batch, adaptive=self.context.model.gpu)
+        self._pacer = ChunkPacer(self.context.n_batch, deaf_max_s)
 
     @property
     def cells_used(self) -> int:
@@ -159,10 +161,8 @@ class Lane:
         outputs[-1] = end == len(ids)
         started_s = time.monotonic()
         self.context.decode(ids[begin:end], sequence.positions[begin:end], sequence.slot, outputs)
-        self.context.synchronize()
-        elapsed_s = time.monotonic() - started_s
-        self._pacer.took(end - begin, elapsed_s)
-        self.prefill_rate.add(end - begin, elapsed_s)
+        self._pacer.took(end - begin, self.context.deaf_s)
+        self.prefill_rate.add(end - begin, time.monotonic() - started_s)
         sequence.prefilled = end
         self._outlet.send(Progress(sequence.request_id, end, len(ids)))
         if not sequence.prefilling:

@@ -1,35 +1,34 @@
 """How many tokens the next prefill chunk takes.
 
-A chunk is the grain of cancellation and of fairness. A CPU decode can be aborted inside, so there
-the largest chunk is best; a GPU decode cannot, so it is kept short enough for a lost client to free
-its sequence within a second. Pure.
+A chunk is the grain of fairness and, with what the backend allows, of cancellation: a GPU decode
+cannot be stopped inside, a CPU decode only between two nodes of its graph, and one attention node
+over 2,048 queries at great depth takes seconds. Large chunks are the fastest, so a chunk is halved
+only when the last one was deaf for too long. Pure.
 """
 
 from __future__ import annotations
 
-SLOW_S = 0.8  # a second from a lost client to the freed sequence, less the way there
-FAST_S = 0.2  # doubling from here stays under SLOW_S, the quadratic part included
-SMALLEST = 256  # below it a GPU's GEMMs no longer fill the device
+SMALLEST = 256  # below it a GPU's GEMMs no longer fill the device, and a CPU loses a third
 
 
 class ChunkPacer:
-    """Halves the chunk when the last one was slow, and doubles it back when it was fast.
+    """Halves the chunk when the last one was deaf for too long, doubles it back when it was not.
 
     Args:
         largest: tokens of a full chunk.
-        adaptive: False where a decode can be aborted inside: always `largest`.
+        deaf_max_s: longest stretch without a look at cancellations; 0: always `largest`.
     """
 
-    def __init__(self, largest: int, *, adaptive: bool) -> None:
+    def __init__(self, largest: int, deaf_max_s: float) -> None:
         self._largest = largest
-        self._adaptive = adaptive
+        self._deaf_max_s = deaf_max_s
         self.tokens = largest
 
-    def took(self, tokens: int, elapsed_s: float) -> None:
-        """Learn from a chunk of `tokens`; a last, shorter one says nothing about a full one."""
-        if not self._adaptive or tokens < self.tokens:
-            return
-        if elapsed_s > SLOW_S:
+    def took(self, tokens: int, deaf_s: float) -> None:
+        """Learn from a chunk of `tokens` that was deaf for `deaf_s` at a stretch."""
+        if not self._deaf_max_s or tokens < self.tokens:
+            return  # a last, shorter chunk says nothing about a full one
+        if deaf_s > self._deaf_max_s:
             self.tokens = max(min(SMALLEST, self._largest), self.tokens // 2)
-        elif elapsed_s < FAST_S:
+        elif deaf_s < self._deaf_max_s / 4:  # twice the tokens stay below, quadratic parts too
             self.tokens = min(self._largest, self.tokens * 2)

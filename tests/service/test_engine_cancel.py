@@ -1,0 +1,116 @@
+"""From a cancelled request to freed cells: at once, even in the middle of a long chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from skim.errors import Cancelled, DeadlineExceeded
+from target_svc.engine_client import EngineClient, EngineStream
+from target_svc.messages import EngineConfig, Progress, Submit, Tokens
+from tests.fixtures.engine import collect, random_ids, running_engine, tiny_config, tiny_model
+
+# One chunk of this takes 5 s and more on one core, in nodes of a tenth of a second: a decode can be
+# aborted between two nodes of its graph, and 96 thin layers have many of them.
+LONG = random_ids(2048)
+
+
+def slow_model_config() -> EngineConfig:
+    return tiny_config(tiny_model(layers=96), kept_max=2048, gen_max=64, n_batch=2048)
+
+
+async def start_of(stream: EngineStream) -> None:
+    """Wait until the first chunk begins."""
+    assert await anext(stream) == Progress(stream.request_id, 0, len(LONG))
+
+
+async def expect_cancelled(stream: EngineStream) -> None:
+    with pytest.raises(Cancelled):
+        await collect(stream)
+
+
+async def assert_free(engine: EngineClient) -> None:
+    """The only slot takes another request, and answers within a second."""
+    async with asyncio.timeout(1.0):
+        answer = await collect(await engine.submit(Submit("next", random_ids(50), 1)))
+    assert len(answer.ids) == 1
+
+
+async def test_cancel_inside_a_long_chunk_frees_the_slot_within_a_second() -> None:
+    async with running_engine(slow_model_config()) as engine:
+        stream = await engine.submit(Submit("a", LONG, 5))
+        await start_of(stream)
+        cancelled_s = time.monotonic()
+        stream.cancel()
+        await expect_cancelled(stream)
+        await assert_free(engine)
+        assert time.monotonic() - cancelled_s <= 1.0
+
+
+async def test_deadline_inside_a_long_chunk_is_kept_within_a_second() -> None:
+    async with running_engine(slow_model_config()) as engine:
+        deadline_s = time.monotonic() + 0.3
+        stream = await engine.submit(Submit("a", LONG, 5, deadline_monotonic_s=deadline_s))
+        with pytest.raises(DeadlineExceeded, match="ran"):
+            await collect(stream)
+        assert 0 <= time.monotonic() - deadline_s <= 1.0
+        await assert_free(engine)
+
+
+async def test_close_inside_a_long_chunk_takes_no_longer_than_a_second() -> None:
+    async with running_engine(slow_model_config()) as engine:
+        await start_of(await engine.submit(Submit("a", LONG, 5)))
+        closed_s = time.monotonic()
+        await engine.close()
+        assert time.monotonic() - closed_s <= 1.0
+
+
+async def test_release_inside_a_long_chunk_of_a_cancelled_request_does_not_wait_for_it() -> None:
+    async with running_engine(slow_model_config()) as engine:
+        await engine.reserve(2304, "f16")
+        stream = await engine.submit(Submit("a", LONG, 5, full=True))
+        await start_of(stream)
+        cancelled_s = time.monotonic()
+        stream.cancel()
+        await engine.release()
+        assert time.monotonic() - cancelled_s <= 1.0
+        await expect_cancelled(stream)
+
+
+async def test_cancel_of_one_of_two_decoding_requests_leaves_the_other() -> None:
+    async with running_engine(slots=2) as engine:
+        kept = await engine.submit(Submit("kept", random_ids(100, 1), 100))
+        dropped = await engine.submit(Submit("dropped", random_ids(100, 2), 250))
+        async for event in dropped:
+            if isinstance(event, Tokens):
+                break
+        dropped.cancel()
+        await expect_cancelled(dropped)
+        assert len((await collect(kept)).ids) == 100
+
+
+async def test_cancel_while_waiting_removes_the_request() -> None:
+    async with running_engine() as engine:
+        running = await engine.submit(Submit("running", random_ids(100), 250, speculate=False))
+        waiting = await engine.submit(Submit("waiting", random_ids(100), 5))
+        waiting.cancel()
+        await expect_cancelled(waiting)
+        running.cancel()
+
+
+async def test_leaving_a_stream_cancels_it() -> None:
+    async with running_engine() as engine:
+        async with await engine.submit(Submit("a", random_ids(100), 250)) as stream:
+            await anext(stream)
+        await expect_cancelled(stream)
+
+
+async def test_cancel_after_the_end_changes_nothing() -> None:
+    async with running_engine() as engine:
+        stream = await engine.submit(Submit("a", random_ids(100), 3))
+        await collect(stream)
+        stream.cancel()
+        engine.cancel("a")
+        assert len((await collect(await engine.submit(Submit("a", random_ids(100), 3)))).ids) == 3
