@@ -72,6 +72,14 @@ def tail_score(
     Returns:
         [num_queries, num_tokens]: mean over heads of the unpooled rows; each row sums to 1.
     """
-    rows = attention_rows(queries, keys, positions, scale=scale)
-    np.maximum(running_max, average_pool(rows, pool_kernel).max(axis=0), out=running_max)
-    return np.asarray(rows.mean(axis=0), dtype=np.float32)
+    num_heads = queries.shape[0]
+    group = num_heads // keys.shape[0]
+    panel = np.zeros(running_max.shape, dtype=np.float32)
+    # One head at a time: the rows of all together would be the pass's largest array.
+    for head in range(num_heads):
+        own, read = slice(head, head + 1), slice(head // group, head // group + 1)
+        rows = attention_rows(queries[own], keys[read], positions, scale=scale)[0]
+        np.maximum(running_max, average_pool(rows, pool_kernel), out=running_max)
+        panel += rows
+    panel /= num_heads
+    return panel
