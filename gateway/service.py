@@ -119,7 +119,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         size = len(request.text.encode())
         if size > MAX_COUNT_BYTES:
             raise InvalidRequest.field_value("text", f"{size} bytes", f"at most {MAX_COUNT_BYTES}")
-        timeout_s = self._legs_s(context.time_remaining())
+        timeout_s = legs_timeout_s(context.time_remaining(), self._settings.request_max_s)
         count = await self._peers.target_client.count_tokens(request.text, timeout_s)
         return gateway_pb2.CountTokensResponse(prompt_tokens=count)
 
@@ -198,7 +198,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             target=self._peers.target_client,
             drafter=self._peers.drafter_clients.get(name),
             no_drafter=no_drafter,
-            deadline_s=report.began_s + self._legs_s(remaining_s),
+            deadline_s=report.began_s + legs_timeout_s(remaining_s, settings.request_max_s),
             outbox=outbox,
             report=report,
         )
@@ -217,13 +217,6 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             raise InvalidRequest.field_value("part", got or "nothing", "config first")
         return message.config
 
-    def _legs_s(self, remaining_s: float | None) -> float:
-        """How long calls to the services may take, given what is left to the caller."""
-        if remaining_s is None:
-            return self._settings.request_max_s
-        margin_s = min(DEADLINE_MARGIN_S, DEADLINE_MARGIN_SHARE * remaining_s)
-        return min(self._settings.request_max_s, remaining_s - margin_s)
-
     def _authenticate(self, context: Context) -> None:
         if self._token is None:
             return
@@ -236,6 +229,14 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         wanted = f"Bearer {self._token}"
         if not hmac.compare_digest(given.encode(), wanted.encode()):
             raise Unauthenticated("the bearer token is wrong")
+
+
+def legs_timeout_s(remaining_s: float | None, request_max_s: float) -> float:
+    """How long calls to the services may take, given what is left to the caller (None: no end)."""
+    if remaining_s is None:
+        return request_max_s
+    margin_s = min(DEADLINE_MARGIN_S, DEADLINE_MARGIN_SHARE * remaining_s)
+    return min(request_max_s, remaining_s - margin_s)
 
 
 def _start(work: Coroutine[Any, Any, None], outbox: Outbox, context: Context) -> asyncio.Task[None]:
