@@ -17,12 +17,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: workers are 
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.retrieval_answers import Answerer
-from bench.retrieval_cases import Cell, build_case
+from bench.retrieval_cases import Cell
 from bench.retrieval_scoring import Job, Scored, Variant, run_job, start_worker
 from bench.ruler import TASKS
 from bench.stats import paired_difference, wilson
 from drafter_svc.backend import SCORERS
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
+TARGET = MODELS / "skim-target.gguf"
 DRAFTERS = {"same": MODELS / "skim-drafter.gguf", "cross": MODELS / "skim-drafter-cross.gguf"}
 MODEL_FREE = ("lexical", "ends", "random")
+Answers = dict[tuple[Cell, int], tuple[bool, dict[Variant, bool]]]  # whole, and by variant
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +63,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--question", type=words, default=["below"], help="below, above")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target-n", type=int, help="answer only the first of the n prompts")
+    parser.add_argument("--answer", type=words, default=["specprefill"], help="scorers to answer")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start none after this")
     parser.add_argument("--no-target", action="store_true", help="gold recall only")
     parser.add_argument("--no-skim", action="store_true", help="full accuracy only, no drafter")
     parser.add_argument("--gpu", action="store_true", help="offload the target's layers")
@@ -80,17 +85,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def variants(options: argparse.Namespace) -> tuple[Variant, ...]:
-    """Every distinct way to score and select; model-free scorers run with one drafter only."""
+    """Every way to score and select that differs from the others."""
     if options.no_skim:
         return ()
     rows: dict[Variant, None] = {}
     for drafter, scorer, last, around, keep in itertools.product(
         options.drafter, options.scorer, options.last_token, options.neighbours, options.keep
     ):
-        if scorer in MODEL_FREE and (drafter, last) != (options.drafter[0], options.last_token[0]):
+        if scorer in MODEL_FREE and drafter != options.drafter[0]:
+            continue
+        if scorer != "specprefill" and last != options.last_token[0]:
             continue
         rows[Variant(scorer, drafter, keep, around, bool(last))] = None
     return tuple(rows)
+
+
+def answered(options: argparse.Namespace) -> Callable[[Variant], bool]:
+    """Tell which variants the target answers: the chosen scorers, otherwise plain."""
+    first = (options.neighbours[0], bool(options.last_token[0]))
+    return lambda variant: (
+        variant.scorer in options.answer
+        and (variant.neighbour_chunks, variant.last_token_query) == first
+    )
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -101,50 +117,61 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def score_all(jobs: list[Job], options: argparse.Namespace, progress: Progress) -> Iterable[Scored]:
-    """Score the prompts in worker processes, in order."""
-    drafters = {name: DRAFTERS[name] for name in options.drafter}
-    with ProcessPoolExecutor(
-        options.workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=start_worker,
-        initargs=(MODELS / "skim-target.gguf", drafters),
-    ) as pool:
-        bar = progress.add_task("score", total=len(jobs))
-        for scored in pool.map(run_job, jobs):
-            progress.advance(bar)
-            yield scored
+async def run(
+    jobs: list[Job], options: argparse.Namespace, progress: Progress
+) -> tuple[list[Scored], Answers]:
+    """Score the prompts in worker processes, and answer them as they come.
+
+    After `--seconds` no further prompt is started; the rows then say how many there were.
+    """
+    loop = asyncio.get_running_loop()
+    began, scored, answers = time.monotonic(), [], {}
+    limit = {job.seed for job in jobs[: options.target_n]}
+    bars = [progress.add_task(name, total=len(jobs)) for name in ("score", "answer")]
+    gate = asyncio.Semaphore(options.workers + 2 * options.slots)
+    drafters = {} if options.no_skim else {name: DRAFTERS[name] for name in options.drafter}
+
+    async def one(job: Job, pool: ProcessPoolExecutor, answerer: Answerer | None) -> None:
+        async with gate:
+            if time.monotonic() - began > options.seconds:
+                return
+            item = await loop.run_in_executor(pool, run_job, job)
+            scored.append(item)
+            progress.advance(bars[0])
+            if answerer and job.seed in limit:
+                answers[job.cell, job.seed] = await answer(item, answerer, answered(options))
+                progress.advance(bars[1])
+
+    async with contextlib.AsyncExitStack() as stack:
+        answerer = None
+        if not options.no_target:
+            answerer = await stack.enter_async_context(
+                Answerer(TARGET, max(options.sizes), gpu=options.gpu, slots=options.slots)
+            )
+        with ProcessPoolExecutor(
+            options.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=start_worker,
+            initargs=(TARGET, drafters),
+        ) as pool:
+            await asyncio.gather(*(one(job, pool, answerer) for job in jobs))
+    return scored, answers
 
 
-async def answer_all(
-    scored: list[Scored], options: argparse.Namespace, progress: Progress
-) -> dict[tuple[Cell, int], tuple[bool, tuple[bool, ...]]]:
-    """Answer each prompt whole, and once for each distinct set of kept spans."""
-    size = max(options.sizes)
-    results = {}
-    target = MODELS / "skim-target.gguf"
-    async with Answerer(target, size, gpu=options.gpu, slots=options.slots) as answerer:
-        bar = progress.add_task("answer", total=len(scored))
-
-        async def one(item: Scored) -> None:
-            case = build_case(item.job.cell, item.job.seed, answerer.tokenizer, answerer.pieces)
-            full = await answerer.answer(case, None)
-            seen: dict[Any, bool] = {}
-            for spans in item.spans:
-                if spans not in seen:
-                    seen[spans] = await answerer.answer(case, spans)
-            skim = tuple(seen[spans] for spans in item.spans)
-            results[item.job.cell, item.job.seed] = (full, skim)
-            progress.advance(bar)
-
-        gate = asyncio.Semaphore(2 * options.slots)
-
-        async def gated(item: Scored) -> None:
-            async with gate:
-                await one(item)
-
-        await asyncio.gather(*(gated(item) for item in scored))
-    return results
+async def answer(
+    item: Scored, answerer: Answerer, wanted: Callable[[Variant], bool]
+) -> tuple[bool, dict[Variant, bool]]:
+    """Answer one prompt whole, and once for each distinct set of kept spans."""
+    full = await answerer.answer(item.case, None)
+    seen: dict[Any, bool] = {}
+    skim: dict[Variant, bool] = {}
+    for variant, spans in zip(item.job.variants, item.spans, strict=True):
+        if not wanted(variant):
+            continue
+        if spans not in seen:
+            seen[spans] = await answerer.answer(item.case, spans)
+        skim[variant] = seen[spans]
+    return full, skim
 
 
 def row(
@@ -152,11 +179,11 @@ def row(
     variant: Variant | None,
     index: int,
     scored: list[Scored],
-    answers: dict[tuple[Cell, int], tuple[bool, tuple[bool, ...]]],
+    answers: Answers,
 ) -> dict[str, Any]:
     """One line of the table."""
     here = [item for item in scored if item.job.cell == cell]
-    answered = [answers[cell, item.job.seed] for item in here if (cell, item.job.seed) in answers]
+    pairs = [answers[cell, item.job.seed] for item in here if (cell, item.job.seed) in answers]
     line: dict[str, Any] = {"size": cell.size, "task": cell.name}
     if variant:
         gold = sum(item.gold[index] for item in here)
@@ -167,21 +194,21 @@ def row(
             "neighbour_chunks": variant.neighbour_chunks,
             "last_token_query": variant.last_token_query,
             "n": len(here),
-            "gold_recall": gold / len(here),
+            "gold_recall": gold / max(1, len(here)),
             "gold_interval": wilson(gold, len(here)),
-            "density": sum(item.density for item in here) / len(here),
+            "density": sum(item.density for item in here) / max(1, len(here)),
         }
-    line["answered_n"] = len(answered)
+    line["answered_n"] = len(pairs)
     line["full_accuracy"] = line["skim_accuracy"] = None
-    if answered:
-        full = [pair[0] for pair in answered]
+    if pairs:
+        full = [pair[0] for pair in pairs]
         line["full_accuracy"] = sum(full) / len(full)
         line["full_interval"] = wilson(sum(full), len(full))
-        if variant:
-            skim = [pair[1][index] for pair in answered]
-            line["skim_accuracy"] = sum(skim) / len(skim)
-            line["skim_interval"] = wilson(sum(skim), len(skim))
-            line["skim_minus_full"] = paired_difference(full, skim)
+    if pairs and variant in pairs[0][1]:
+        skim = [pair[1][variant] for pair in pairs]
+        line["skim_accuracy"] = sum(skim) / len(skim)
+        line["skim_interval"] = wilson(sum(skim), len(skim))
+        line["skim_minus_full"] = paired_difference(full, skim)
     return line
 
 
@@ -220,18 +247,10 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     ways = variants(options)
     seeds = [options.seed * 1_000_000 + index for index in range(options.n)]
-    jobs = [Job(cell, seed, ways) for cell in cells(options) for seed in seeds]
+    jobs = [Job(cell, seed, ways) for seed in seeds for cell in cells(options)]
+    options.target_n = None if options.target_n is None else options.target_n * len(cells(options))
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        if ways:
-            scored = list(score_all(jobs, options, progress))
-        else:
-            scored = [Scored(job, (), (), (), 0.0) for job in jobs]
-        score_s = time.monotonic() - began
-        answers: dict[tuple[Cell, int], tuple[bool, tuple[bool, ...]]] = {}
-        if not options.no_target:
-            limit = set(seeds[: options.target_n])
-            chosen = [item for item in scored if item.job.seed in limit]
-            answers = asyncio.run(answer_all(chosen, options, progress))
+        scored, answers = asyncio.run(run(jobs, options, progress))
     rows = [
         row(cell, variant, index, scored, answers)
         for cell in cells(options)
@@ -242,7 +261,6 @@ def main(arguments: list[str] | None = None) -> None:
     summary = {
         "bench": "retrieval",
         "seed": options.seed,
-        "score_s": round(score_s, 1),
         "total_s": round(time.monotonic() - began, 1),
         "rows": rows,
     }

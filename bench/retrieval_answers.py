@@ -56,11 +56,9 @@ class Answerer:
     async def answer(self, case: Case, spans: Sequence[Span] | None) -> bool:
         """Tell whether the answer holds every expected value; `spans` None prefills everything."""
         text = self.tokenizer.encode(case.prompt, case.control)
-        ids, ends = text.ids.astype(np.int32), text.ends.astype(np.int32)
+        ids, ends = text.ids.astype(np.int32), text.ends.astype(np.int64)
         whole = [Span(0, len(case.prompt))]
-        kept = compact(
-            TokenisedPrompt(ids=ids, ends=ends), spans or whole, original=False
-        )
+        kept = compact(TokenisedPrompt(ids=ids, ends=ends), spans or whole, original=False)
         self._serial += 1
         submit = Submit(
             request_id=f"case-{self._serial}",

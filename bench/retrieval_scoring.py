@@ -58,6 +58,7 @@ class Scored:
     """What came of a job."""
 
     job: Job
+    case: Case
     spans: tuple[tuple[Span, ...], ...]  # one entry a variant
     gold: tuple[bool, ...]
     coverage: tuple[float | None, ...]
@@ -93,7 +94,7 @@ class _Worker:
             spans.append(tuple(kept))
             gold.append(gold_kept(case, kept))
             coverage.append(chosen)
-        return Scored(job, tuple(spans), tuple(gold), tuple(coverage), density)
+        return Scored(job, case, tuple(spans), tuple(gold), tuple(coverage), density)
 
     def _score(self, variant: Variant, text: TokenizedText, case: Case, seed: int) -> Any:
         begin, end = token_ranges(text.ends, [case.query])[0]
