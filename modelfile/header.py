@@ -26,6 +26,7 @@ VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
 
+_LENGTH = struct.Struct("<Q")
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 # Value type → (struct format, numpy dtype, bytes).
 _SCALARS: dict[int, tuple[str, str, int]] = {
@@ -55,12 +56,12 @@ class StringArray:
 
     def to_bytes(self) -> list[bytes]:
         """Read all entries, undecoded."""
-        raw, position, entries = self.raw, 0, []
-        from_bytes = int.from_bytes
+        raw, position, entries = bytes(self.raw), 0, []  # slices of bytes are twice as quick
+        length_at = _LENGTH.unpack_from
         for _ in range(self._count):
             start = position + 8
-            position = start + from_bytes(raw[position:start], "little")
-            entries.append(bytes(raw[start:position]))
+            position = start + length_at(raw, position)[0]
+            entries.append(raw[start:position])
         return entries
 
 

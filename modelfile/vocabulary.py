@@ -228,15 +228,14 @@ def _token_id(gguf: GgufFile, role: str, tokens: list[str]) -> int | None:
 
 def _merges(gguf: GgufFile) -> list[tuple[str, str]]:
     key = "tokenizer.ggml.merges"
-    merges: dict[tuple[str, str], None] = {}
-    for entry in _decoded(gguf, gguf.strings(key).to_bytes(), key):
-        left, space, right = entry.partition(" ")
-        if not (left and space and right):
+    entries = _decoded(gguf, gguf.strings(key).to_bytes(), key)
+    pairs = [(left, right) for left, _, right in [entry.partition(" ") for entry in entries]]
+    for entry, pair in zip(entries, pairs, strict=True):
+        if not (pair[0] and pair[1]):
             raise ModelFileError(
                 f"{gguf.path}: an entry of {key!r} is not two texts", got=entry, allowed="'a b'"
             )
-        merges[left, right] = None
-    return list(merges)
+    return list(dict.fromkeys(pairs))
 
 
 def _fingerprint(gguf: GgufFile, pre_name: str, types: NDArray[np.int64]) -> str:

@@ -101,6 +101,12 @@ def test_variables_reach_the_template() -> None:
     assert text.startswith('# Tools[{"name": "<ü>"}]')  # no HTML escapes, no ASCII escapes
 
 
+def test_tools_that_nobody_gave_are_none() -> None:
+    # Templates ask `is not none` as often as they ask whether it is true.
+    source = "{% if tools is not none or documents is not none %}x{% endif %}y"
+    assert ChatTemplate(source).render([]) == "y"
+
+
 def test_blocks_are_trimmed_as_models_expect() -> None:
     source = "{% if true %}\n    a\n    {% endif %}\nb"
     assert ChatTemplate(source).render([]) == "    a\nb"

@@ -152,6 +152,12 @@ def test_impossible_size_is_refused(tmp_path: Path, key: bytes, old: int, new: i
         _shape(path)
 
 
+def test_query_heads_that_kv_heads_do_not_divide_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "t.gguf", heads=4, kv_heads=3)
+    with pytest.raises(ModelFileError, match="multiple of KV heads"):
+        _shape(path)
+
+
 @pytest.mark.parametrize("arch", ["qwen3", "qwen2", "llama", "qwen3vl"])
 def test_tiny_models_run_in_llama_cpp_with_unit_scale_logits(tmp_path: Path, arch: str) -> None:
     path = write_tiny_gguf(tmp_path / "t.gguf", arch=arch, embed=128, heads=2, head_dim=64)
