@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -24,6 +25,10 @@ from grpc_reflection.v1alpha import reflection
 from skim import errors
 from skim.errors import ConfigError, EngineFault, SkimError, Unavailable
 from skim.log import get_logger
+
+# gRPC's own lines on standard error are not JSON, and say nothing that an error of ours does not.
+# It reads this when the first channel or server is made.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 DOMAIN = "skim"
 MAX_MESSAGE_BYTES = 8 << 20

@@ -61,9 +61,13 @@ def run_doctor(output: Output, models: Mapping[str, Path | None], base_port: int
     checks = [*check_versions(), *check_ports(base_port)]
     paths, missing = find_models(models)
     checks += missing
-    # Not the target: a drafter's doctor would skim with it.
+    # Each service's doctor runs its own models: a drafter's would skim with the target.
     drafters = [str(path) for role, path in paths.items() if role != "target"]
-    arguments = {"modelfile": [str(path) for path in paths.values()], "drafter_svc": drafters}
+    arguments = {
+        "modelfile": [str(path) for path in paths.values()],
+        "drafter_svc": drafters,
+        "target_svc": [str(paths["target"])] if "target" in paths else [],
+    }
     with ThreadPoolExecutor(max_workers=len(DOCTORS)) as pool:
         found = pool.map(lambda package: run_child(package, arguments.get(package, ())), DOCTORS)
         reports = dict(zip(DOCTORS, found, strict=True))
