@@ -25,6 +25,9 @@ from skim.v1.gateway_pb2 import MODEL_KIND_DRAFTER, MODEL_KIND_TARGET, Model
 
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.1, 2.0
 HEALTH_SERVICE = "readiness"
+# How long a request waits for a target that answers and is not ready: an engine that died is back
+# in a second or two, and only its own requests shall fail.
+RESTART_S = 5.0
 
 Description = TypeVar("Description")
 
@@ -51,6 +54,7 @@ class Peer(Generic[Description]):
         self.serving = False
         self.problem = f"{name} has not answered yet"
         self.description: Description | None = None
+        self._answers = False
         self._describe = describe
         self._interval_s = interval_s
         self._changed = asyncio.Condition()
@@ -69,6 +73,7 @@ class Peer(Generic[Description]):
                 await self._set(False, f"{self.name} is unreachable", from_rpc_error(failure))
             except SkimError as error:
                 await self._set(False, f"{self.name} does not say what it serves", error)
+            self._answers = False
             # Spread, so that many gateways do not knock at the same moment.
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(MOST_BACKOFF_S, 2 * backoff_s)
@@ -78,9 +83,17 @@ class Peer(Generic[Description]):
         async with self._changed:
             await self._changed.wait_for(lambda: self.serving is serving)
 
+    async def wait_out_restart(self) -> None:
+        """Wait a moment for a peer that has served and still answers, but is not ready now."""
+        if not self.serving and self._answers and self.description is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RESTART_S):
+                    await self.until(True)
+
     async def _heard(self, serving: bool) -> None:
         if serving and not self.serving:
             self.description = await self._describe()
+        self._answers = True
         await self._set(serving, "" if serving else f"{self.name} is not ready")
 
     async def _set(self, serving: bool, problem: str, cause: SkimError | None = None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -168,6 +168,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         config = await self._read_config(read)
         report.began_s = time.monotonic()
         ask = ask_from_proto(config)
+        await self._peers.target.wait_out_restart()
         target = self._peers.require_target(ask.model)
         ticket.identify(config.request_id)
         structlog.contextvars.bind_contextvars(request_id=ticket.request_id)
@@ -191,14 +192,20 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             request_id=ticket.request_id, model=target.model, drafter=name
         )
         await outbox.send(GenerateResponse(admitted=admitted))
+        deadline_s = report.began_s + legs_timeout_s(remaining_s, settings.request_max_s)
+        pieces: Sequence[bytes] = (b"", b"")
+        if ask.roles:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            pieces = await self._peers.target_client.render_chat(ask.roles, left_s)
         return Session(
             ask,
+            pieces,
             ticket,
             settings,
             target=self._peers.target_client,
             drafter=self._peers.drafter_clients.get(name),
             no_drafter=no_drafter,
-            deadline_s=report.began_s + legs_timeout_s(remaining_s, settings.request_max_s),
+            deadline_s=deadline_s,
             outbox=outbox,
             report=report,
         )

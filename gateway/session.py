@@ -1,20 +1,18 @@
-"""One request, from its config to its last token: upload, tee, plan, answer.
+"""One request, from its first part to its last token: upload, tee, plan, answer.
 
 The body follows the target and passes its answer on; beside it run the upload, the drafter and the
-wait for the plan, in one group, so that nothing outlives the request. A failure of the upload or
-of the target ends the request. A failure of the drafter becomes a full prefill, except where it
-refuses what the caller asked for, or where no time is left for a full prefill either.
+wait for the plan (`verdict`), in one group, so that nothing outlives the request. A failure of the
+upload or of the target ends the request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.admission import Ticket
-from gateway.clients import DrafterClient, DrafterLeg, TargetClient, TargetLeg
+from gateway.clients import DrafterClient, TargetClient, TargetLeg
 from gateway.config import GatewaySettings
 from gateway.outbox import Outbox
 from gateway.plan import Full, Planner, Reason, Skim
@@ -22,20 +20,18 @@ from gateway.report import Report
 from gateway.request import Ask
 from gateway.tee import Tee
 from gateway.upload import Upload
+from gateway.verdict import Verdict
 from skim.errors import DeadlineExceeded, EngineFault, InvalidRequest, SkimError
 from skim.log import get_logger
 from skim.v1 import common_pb2 as pb
-from skim.v1 import drafter_pb2, target_pb2
+from skim.v1 import target_pb2
 from skim.v1.gateway_pb2 import GenerateRequest, GenerateResponse
-from skim.wire import spans_from_proto
 
 # Reads the caller's next message; None at the end of its stream.
 ReadNext = Callable[[], Awaitable[GenerateRequest | None]]
 
 # Upload progress is told at most this often.
 UPLOAD_PROGRESS_S = 0.05
-# Parts of the caller's config that only the drafter can judge.
-CALLERS_FIELDS = ("config.selection", "config.scoring")
 
 
 class Session:
@@ -43,6 +39,7 @@ class Session:
 
     Args:
         ask: what is asked, checked.
+        pieces: the chat template's text around the messages; two empty ones for a raw prompt.
         ticket: its share of the admission.
         settings: of the gateway.
         target: where the answer comes from.
@@ -56,6 +53,7 @@ class Session:
     def __init__(
         self,
         ask: Ask,
+        pieces: Sequence[bytes],
         ticket: Ticket,
         settings: GatewaySettings,
         *,
@@ -67,30 +65,28 @@ class Session:
         report: Report,
     ) -> None:
         self._ask = ask
-        self._ticket = ticket
-        self._settings = settings
-        self._target = target
+        self._idle_timeout_s = settings.idle_timeout_s
         self._deadline_s = deadline_s
         self._outbox = outbox
         self._report = report
-        self._planner = Planner(
+        self._plan_told = False
+        planner = Planner(
             mode=ask.mode,
             skim_min_tokens=settings.skim_min_tokens,
             no_drafter=no_drafter,
             score_timeout_s=settings.score_timeout_s,
         )
+        self._upload = Upload(ask, pieces, settings.prompt_max_bytes, ticket.hold)
         self._tee = Tee(
             ask,
             ticket.request_id,
-            self._planner,
+            planner,
             target=target,
             drafter=drafter,
             left_s=self._left_s,
             stall_s=settings.drafter_stall_s,
         )
-        self._uploaded = asyncio.Event()
-        self._news = asyncio.Event()  # the planner was told something
-        self._plan_told = False
+        self._verdict = Verdict(ask, self._upload, planner, self._tee, outbox, report)
 
     async def run(self, read: ReadNext) -> None:
         """Serve the request.
@@ -100,16 +96,12 @@ class Session:
         Raises:
             SkimError: the upload or the target failed.
         """
-        pieces: tuple[bytes, ...] = (b"", b"")
-        if self._ask.roles:
-            pieces = await self._target.render_chat(self._ask.roles, self._left_s())
-        self._upload = Upload(self._ask, pieces, self._settings.prompt_max_bytes, self._ticket.hold)
         try:
             async with asyncio.TaskGroup() as group:
                 helpers = [
                     group.create_task(self._receive(read)),
-                    group.create_task(self._follow_drafter()),
-                    group.create_task(self._send_plan()),
+                    group.create_task(self._verdict.follow_drafter()),
+                    group.create_task(self._verdict.send_plan()),
                 ]
                 await self._answer()
                 for helper in helpers:
@@ -124,8 +116,6 @@ class Session:
         if left_s <= 0.0:
             raise DeadlineExceeded("the request's deadline passed")
         return left_s
-
-    # The upload.
 
     async def _receive(self, read: ReadNext) -> None:
         """Read the upload to its end and tee it."""
@@ -150,13 +140,10 @@ class Session:
             await self._tee.put(data)
         # Chat is rendered on the way, so the caller's digest is not that of what is sent on.
         await self._tee.end(b"" if self._ask.roles else message.end.sha256)
-        score_open = self._tee.drafter_leg is not None
-        self._planner.uploaded(time.monotonic(), score_open=score_open)
-        self._uploaded.set()
-        self._news.set()
+        self._verdict.uploaded()
 
     async def _next(self, read: ReadNext) -> GenerateRequest:
-        idle_s = self._settings.idle_timeout_s
+        idle_s = self._idle_timeout_s
         try:
             async with asyncio.timeout(idle_s):
                 message = await read()
@@ -172,84 +159,6 @@ class Session:
         done = self._upload.size_bytes
         total = max(done, total_bytes) if total_bytes else 0
         await self._outbox.offer(pb.Progress(stage=pb.STAGE_UPLOAD, done=done, total=total))
-
-    # The drafter.
-
-    async def _follow_drafter(self) -> None:
-        await self._tee.drafter_opened.wait()
-        leg = self._tee.drafter_leg
-        try:
-            if leg is None or not await self._score(leg):
-                raise EngineFault("it ended without a result")
-        except SkimError as error:
-            if self._planner.decision is not None:
-                return  # given up already; this is our own cancellation, or too late to matter
-            get_logger().warning("score_failed", reason=error.reason, message=error.message)
-            if isinstance(error, DeadlineExceeded):
-                raise  # a full prefill takes longer still
-            if isinstance(error, InvalidRequest) and (error.field or "").startswith(CALLERS_FIELDS):
-                raise
-            self._planner.score_failed(
-                Reason.DRAFTER_FAILED, f"drafter {self._report.drafter!r} failed: {error.message}"
-            )
-        finally:
-            self._news.set()
-
-    async def _score(self, leg: DrafterLeg) -> bool:
-        """Read the Score's answer to its result."""
-        async for response in leg.responses():
-            match response.WhichOneof("event"):
-                case "progress":
-                    if response.progress.stage == pb.STAGE_QUEUE:
-                        self._planner.queued(time.monotonic())
-                    else:
-                        self._planner.running(time.monotonic())
-                    self._news.set()
-                    await self._outbox.offer(response.progress)
-                case "result":
-                    await self._uploaded.wait()
-                    self._take_result(response.result)
-                    return True
-        return False
-
-    def _take_result(self, result: drafter_pb2.ScoreResult) -> None:
-        self._report.result = result
-        try:
-            spans = spans_from_proto(result.spans, self._upload.rendered())
-            if not spans:
-                raise InvalidRequest.field_value("spans", "no span", "at least one span")
-        except InvalidRequest as error:
-            get_logger().warning("spans_refused", message=error.message)
-            self._planner.score_failed(
-                Reason.SPANS_REFUSED, f"the drafter's spans were refused: {error.message}"
-            )
-            return
-        low = None
-        if result.outcome == drafter_pb2.SELECTION_OUTCOME_LOW_COVERAGE:
-            low = (
-                f"the best selection covers {result.coverage:.3f} of the attention, "
-                f"{self._ask.selection.coverage:.3f} were asked for"
-            )
-        self._planner.scored(spans, low_coverage=low)
-
-    async def _send_plan(self) -> None:
-        """Wait for the decision and send it, once."""
-        await self._uploaded.wait()
-        while self._planner.decision is None:
-            self._news.clear()
-            late_at_s = self._planner.late_at_s()
-            wait_s = None if late_at_s is None else max(0.0, late_at_s - time.monotonic())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._news.wait()
-            self._planner.time_passed(time.monotonic())
-        decision = self._planner.decision
-        self._report.decision = decision
-        if isinstance(decision, Full) and self._report.result is None and self._tee.drafter_leg:
-            self._report.score_lost_s = time.monotonic() - (self._report.uploaded_s or 0.0)
-        await self._tee.plan(decision)
-
-    # The answer.
 
     async def _answer(self) -> None:
         """Pass the target's answer on; once anew, in full, should it refuse the spans."""
@@ -296,9 +205,8 @@ class Session:
 
     async def _tokenised(self, tokenised: target_pb2.Tokenised) -> None:
         self._report.tokenised = tokenised
+        self._verdict.tokenised(tokenised)
         count = tokenised.prompt_tokens
-        self._planner.tokenised(count, tokenised.full_prefill_estimate_s)
-        self._news.set()
         await self._outbox.offer(pb.Progress(stage=pb.STAGE_TOKENISE, done=count, total=count))
 
     async def _tell_plan(self) -> None:

@@ -175,3 +175,33 @@ async def test_each_request_is_one_line_of_the_log_without_its_text(fails: bool)
         assert finished[0]["ttft_s"] > 0
     assert "needle" not in json.dumps(lines, default=str)
     assert "key" not in json.dumps(finished, default=str)
+
+
+async def test_a_request_waits_for_a_target_that_comes_back_in_a_moment() -> None:
+    async with house() as built, AsyncClient(built.address) as client:
+        await built.target_server.set_serving(False)
+        async with asyncio.timeout(WAIT_S):
+            await built.gateway.peers.target.until(False)
+        asking = asyncio.create_task(client.generate(LONG))
+        await admitted(built, 1)
+        await built.target_server.set_serving(True)
+        assert (await asking).text == "The key."
+
+
+async def test_a_request_does_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.peers.RESTART_S", 0.05)
+    async with house() as built, AsyncClient(built.address) as client:
+        await built.target_server.set_serving(False)
+        async with asyncio.timeout(WAIT_S):
+            await built.gateway.peers.target.until(False)
+        with pytest.raises(Unavailable) as refused:
+            await client.generate(LONG)
+    assert refused.value.reason == "TARGET_UNAVAILABLE"
+    assert refused.value.retry_after_s
+
+
+async def admitted(built: House, count: int) -> None:
+    """Wait until the gateway holds that many requests."""
+    async with asyncio.timeout(WAIT_S):
+        while built.gateway.servicer.admission.requests < count:
+            await asyncio.sleep(0)
