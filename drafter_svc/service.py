@@ -26,6 +26,7 @@ from drafter_svc.pipeline import Ask, Prompt, Skimmed
 from drafter_svc.queue import Ticket
 from drafter_svc.running_pass import Progress
 from drafter_svc.scorers import ATTENTION_SCORERS
+from skim.errors import SkimError
 from skim.log import get_logger
 from skim.timing import Stopwatch
 from skim.v1 import common_pb2 as pb
@@ -47,25 +48,42 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
         self, requests: AsyncIterator[drafter_pb2.ScoreRequest], context: Context
     ) -> AsyncIterator[Response]:
         """Score one prompt; see the service's description for order and errors."""
-        host, settings = self._host, self._host.settings
         left_s = context.time_remaining()
-        deadline_s = None if left_s is None else host.queue.clock() + left_s
-        with host.stream():
-            inbox = Inbox(requests, settings.idle_timeout_s)
-            ask = ask_from_proto(await inbox.config(), settings)
-            drafter = host.require(ask.model)
-            host.queue.check_room()  # before a prompt is uploaded in vain
-            prompt, tokenise_s = await inbox.prompt(
-                ask, drafter.tokenizer, settings.prompt_max_bytes, host.pool
-            )
-            pipeline.check_tokens(prompt, settings.prompt_max_tokens)
-            watch = Stopwatch()
-            watch.add("tokenise", tokenise_s)
-            cost = prompt.ids.size if ask.scorer in ATTENTION_SCORERS else 0
-            with host.queue.enter(cost, deadline_s) as ticket:
-                async with aclosing(self._run(ticket, prompt, ask, watch)) as responses:
+        deadline_s = None if left_s is None else self._host.queue.clock() + left_s
+        inbox = Inbox(requests, self._host.settings.idle_timeout_s)
+        request_id = ""
+        try:
+            with self._host.stream():
+                ask = ask_from_proto(await inbox.config(), self._host.settings)
+                request_id = ask.request_id
+                async with aclosing(self._answer(inbox, ask, deadline_s)) as responses:
                     async for response in responses:
                         yield response
+        except SkimError as error:
+            log.info("refused", request_id=request_id, reason=error.reason, field=error.field)
+            raise
+        except asyncio.CancelledError:
+            log.info("cancelled", request_id=request_id)
+            raise
+
+    async def _answer(
+        self, inbox: Inbox, ask: Ask, deadline_s: float | None
+    ) -> AsyncGenerator[Response, None]:
+        """Take the prompt, take a place in the queue, answer."""
+        host, settings = self._host, self._host.settings
+        drafter = host.require(ask.model)
+        host.queue.check_room()  # before a prompt is uploaded in vain
+        prompt, tokenise_s = await inbox.prompt(
+            ask, drafter.tokenizer, settings.prompt_max_bytes, host.pool
+        )
+        pipeline.check_tokens(prompt, settings.prompt_max_tokens)
+        watch = Stopwatch()
+        watch.add("tokenise", tokenise_s)
+        cost = prompt.ids.size if ask.scorer in ATTENTION_SCORERS else 0
+        with host.queue.enter(cost, deadline_s) as ticket:
+            async with aclosing(self._run(ticket, prompt, ask, watch)) as responses:
+                async for response in responses:
+                    yield response
 
     async def _run(
         self, ticket: Ticket, prompt: Prompt, ask: Ask, watch: Stopwatch

@@ -99,8 +99,7 @@ async def test_swap_finishes_the_running_pass_and_refuses_new_requests_meanwhile
     assert await acquired(drafter.backend.begun)
     swapping = asyncio.create_task(swap(drafter, "two"))
     for name in ("readiness", "skim.v1.DrafterService"):
-        while await drafter.health(name) == SERVING:
-            await asyncio.sleep(0)
+        await drafter.until_not_serving(name)
     with pytest.raises(Unavailable) as caught:
         await drafter.score(PROMPT)
     assert caught.value.reason == "MODEL_SWAPPING" and caught.value.retry_after_s
@@ -119,8 +118,7 @@ async def test_request_that_waits_through_a_swap_is_scored_by_the_new_model(draf
     named = asyncio.create_task(drafter.score(PROMPT, model="one"))
     await until(lambda: drafter.host.queue.queued == 2)
     swapping = asyncio.create_task(swap(drafter, "two"))
-    while await drafter.health() == SERVING:
-        await asyncio.sleep(0)
+    await drafter.until_not_serving()
     drafter.backend.gate.set()
     await swapping
     assert (await running).result.model == "one"
@@ -163,8 +161,7 @@ async def test_drain_lets_what_runs_finish_and_refuses_the_rest(drafter):
     running = asyncio.create_task(drafter.score(PROMPT))
     assert await acquired(drafter.backend.begun)
     draining = asyncio.create_task(drain(drafter, 20.0))
-    while await drafter.health() == SERVING:
-        await asyncio.sleep(0)
+    await drafter.until_not_serving()
     with pytest.raises(Unavailable) as caught:
         await drafter.score(PROMPT)
     assert caught.value.reason == "DRAINING"

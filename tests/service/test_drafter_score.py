@@ -147,6 +147,32 @@ async def test_forced_chunks_over_the_budget_are_kept_alone(drafter):
     assert spans_of(result)[0].end >= 1_500
 
 
+async def test_query_reaches_the_backend_in_tokens_and_so_do_the_settings(drafter):
+    text = "ab " * 40
+    scoring = pb.ScoringConfig(alpha=0.5, max_density=0.75, seed=9)
+    # Bytes [4, 8) are the b of the second pair, a space, an a and a b.
+    await drafter.score(text.encode(), query=pb.ByteRange(begin=4, end=8), scoring=scoring)
+    asked, tokenizer = drafter.backend.requests[-1], drafter.host.loaded.tokenizer
+    ends = tokenizer.encode(text.encode()).ends
+    begin, end = asked.query_tokens
+    starts = [0, *ends]
+    assert starts[begin] <= 4 < ends[begin] and starts[end - 1] < 8 <= ends[end - 1]
+    assert (asked.attention.alpha, asked.attention.max_density, asked.seed) == (0.5, 0.75, 9)
+    assert (asked.chunk_tokens, asked.pool_kernel, asked.last_token_query) == (32, 13, True)
+    await drafter.score(text.encode())
+    assert drafter.backend.requests[-1].query_tokens is None
+
+
+async def test_protected_half_of_a_code_point_protects_the_chunk_of_its_other_half(drafter):
+    # Three tokens a snake: the first chunk of 32 tokens ends two bytes into the eleventh.
+    prompt = ("x" + "🐍" * 40).encode()
+    assert drafter.host.loaded.tokenizer.encode(prompt).ends[31] == 1 + 10 * 4 + 2
+    bare = pb.SelectionConfig(head_chunks=0, tail_chunks=0, keep_ratio=0.001)
+    protected = [pb.ByteRange(begin=43, end=44)]
+    result = (await drafter.score(prompt, selection=bare, protected=protected)).result
+    assert result.kept_tokens == 64
+
+
 async def test_tail_of_the_query_is_kept_but_not_what_stands_before_it(drafter):
     middle = len(PROMPT) // 2
     query = pb.ByteRange(begin=middle, end=middle + 20)
