@@ -43,7 +43,12 @@ class Library:
         directory = _library_directory()
         if (directory / "libggml-cuda.so").exists():
             preload_cuda()
-        self.api: Any = import_bindings()
+        try:
+            self.api: Any = import_bindings()
+        except (OSError, RuntimeError, ImportError) as error:  # what the dynamic loader says
+            raise ConfigError(
+                f"llama.cpp cannot be loaded: {error}", reason="LLAMA_CPP_BROKEN"
+            ) from error
         self._said: deque[str] = deque(maxlen=8)
         self._line_level = 0
         self._callback = self.api.llama_log_callback(self._log)  # must outlive every call

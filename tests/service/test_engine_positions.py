@@ -16,8 +16,8 @@ PROMPT = random_ids(300)
 
 
 def kept() -> tuple[Int32s, Int32s]:
-    """Ids and positions of a prompt whose middle was dropped."""
-    positions = np.r_[0:20, 100:140, 280:300].astype(np.int32)
+    """Ids and positions of a prompt whose middle and end were dropped."""
+    positions = np.r_[0:20, 100:140, 270:290].astype(np.int32)
     return PROMPT[positions], positions
 
 
