@@ -6,7 +6,6 @@ out of range by the name of its field, before anything is queued or computed.
 
 from __future__ import annotations
 
-import math
 import secrets
 import uuid
 from collections.abc import Callable, Sequence
@@ -124,7 +123,7 @@ def _sampling(message: pb.SamplingConfig) -> Sampling:
     min_p = message.min_p
     logprobs = message.logprobs if message.HasField("logprobs") else None
     _require(
-        math.isfinite(temperature) and 0.0 <= temperature <= MAX_TEMPERATURE,
+        0.0 <= temperature <= MAX_TEMPERATURE,  # NaN fails every comparison
         "sampling.temperature",
         temperature,
         f"finite and in [0, {MAX_TEMPERATURE:g}]",
