@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeAlias
 
@@ -55,13 +55,17 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                 config = (await inbox.take("config")).config
                 ask = ask_from_proto(config, self._target.settings, deadline_s=deadline_s)
                 pipeline.router.require_positions(ask)
-                with structlog.contextvars.bound_contextvars(request_id=ask.request_id):
-                    async for response in self._answer(pipeline, inbox, ask):
+                # Each call runs in a task, hence a context, of its own: nothing to unbind.
+                structlog.contextvars.bind_contextvars(request_id=ask.request_id)
+                async with aclosing(self._answer(pipeline, inbox, ask)) as responses:
+                    async for response in responses:
                         yield response
             finally:
                 await inbox.close()
 
-    async def _answer(self, pipeline: Pipeline, inbox: Inbox, ask: Ask) -> AsyncIterator[Response]:
+    async def _answer(
+        self, pipeline: Pipeline, inbox: Inbox, ask: Ask
+    ) -> AsyncGenerator[Response, None]:
         prompt, tokens, tokenise_s = await self._receive(inbox, ask)
         yield Response(tokenised=_tokenised(pipeline, tokens, tokenise_s))
         plan = plan_from_proto((await inbox.take("plan")).plan, prompt)

@@ -224,6 +224,14 @@ async def test_chat_pieces_surround_the_contents(target: RunningTarget) -> None:
     ]
 
 
+async def test_tokens_that_come_close_together_travel_together_but_the_first_at_once() -> None:
+    async with running_target(flush_s=0.05) as target:
+        answer = await ask(target, TEXT, settings=config(max_tokens=64, ignore_eos=True))
+    sizes = [len(chunk.token_ids) for chunk in answer.chunks]
+    assert sum(sizes) == 64 and sizes[0] == 1
+    assert len(sizes) < 64
+
+
 async def test_bos_stands_before_the_prompt_once_where_the_model_adds_it() -> None:
     async with running_target(tiny_model(add_bos=True)) as target:
         plain = len(target.ids("hello there"))

@@ -141,6 +141,20 @@ def test_a_killed_service_takes_its_engine_along() -> None:
         assert alive == []
 
 
+def test_an_engine_that_cannot_come_back_ends_the_service_with_one_line(tmp_path: Path) -> None:
+    model, garbage = tmp_path / "model.gguf", tmp_path / "garbage"
+    model.write_bytes(tiny_model().read_bytes())
+    garbage.write_bytes(b"GGUF" + bytes(100))
+    with started(model=model) as (process, _):
+        garbage.replace(model)  # the living engine keeps the old file mapped
+        (engine,) = psutil.Process(process.pid).children()
+        engine.kill()
+        _, log = process.communicate(timeout=START_S)
+        assert process.returncode == 2
+    line = log.splitlines()[-1]
+    assert line.startswith("target: ") and "model.gguf" in line
+
+
 def test_the_admin_port_tells_settings_drains_and_says_what_it_has_not() -> None:
     with started(model=tiny_model(), name="tiny") as (_, events):
         address = f"127.0.0.1:{events['listening']['admin_port']}"
