@@ -9,7 +9,8 @@ import pytest
 
 from skim.errors import Cancelled, DeadlineExceeded
 from target_svc.engine_client import EngineClient, EngineStream
-from target_svc.messages import EngineConfig, Progress, Submit, Tokens
+from target_svc.frames import encode
+from target_svc.messages import Cancel, EngineConfig, Progress, Submit, Tokens
 from tests.fixtures.engine import collect, random_ids, running_engine, tiny_config, tiny_model
 
 # One chunk of this takes 5 s and more on one core, in nodes of a tenth of a second: a decode can be
@@ -113,4 +114,6 @@ async def test_cancel_after_the_end_changes_nothing() -> None:
         await collect(stream)
         stream.cancel()
         engine.cancel("a")
+        # And one that was on its way while the last token came.
+        engine._require_writer().write(encode(Cancel("a")))
         assert len((await collect(await engine.submit(Submit("a", random_ids(100), 3)))).ids) == 3

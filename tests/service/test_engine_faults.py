@@ -67,6 +67,18 @@ async def test_kill_fails_waiting_requests_and_reservations_too() -> None:
         await engine.reserve(1024, "f16")
 
 
+async def test_release_on_its_way_to_an_engine_that_dies_returns() -> None:
+    async with running_engine() as engine:
+        await engine.reserve(1024, "f16")
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGSTOP)
+        release = asyncio.create_task(engine.release())
+        await asyncio.sleep(0)  # let it send
+        os.kill(engine.pid, signal.SIGKILL)
+        async with asyncio.timeout(5):
+            await release
+
+
 async def test_submit_while_the_engine_restarts_is_unavailable() -> None:
     async with running_engine() as engine:
         assert engine.pid is not None

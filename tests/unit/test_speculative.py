@@ -57,6 +57,11 @@ def test_match_at_the_very_start_is_found() -> None:
     assert drafter(1, 2, 3, 1, 2).propose(1).tolist() == [3]
 
 
+def test_text_does_not_wrap_around_its_start() -> None:
+    # The first 7 has nothing before it; read backwards past the start, another 7 would be.
+    assert drafter(7, 1, 2, 7, 7).propose(1).tolist() == []
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_nothing_is_proposed_without_room(limit: int) -> None:
     assert drafter(1, 2, 1, 2).propose(limit).tolist() == []
