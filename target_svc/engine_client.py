@@ -1,10 +1,8 @@
 """The asyncio side of the engine: starts the child, speaks frames with it, supervises it.
 
-Used by the target's service; the child is `python -m target_svc.llama`. Requests become streams of
-Progress, Tokens and Done; a failure is raised as its class of skim/errors.py. What a slow reader
-has not taken is merged (tokens joined, progress replaced), so a stream never holds more than its
-own max_tokens and never makes the engine wait. A child that dies fails its own requests with
-Unavailable and is restarted with backoff; a model that cannot be opened is final, not a loop.
+Used by the target's service; the child is `python -m target_svc.llama`. Requests become streams
+(`engine_stream.py`). A child that dies fails its own requests with Unavailable and is restarted
+with backoff; a model that cannot be opened is final, not a loop.
 """
 
 from __future__ import annotations
@@ -16,17 +14,12 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import numpy as np
-
-import skim.errors
 from skim.errors import EngineFault, InvalidRequest, PreconditionFailed, SkimError, Unavailable
 from skim.log import get_logger
+from target_svc.engine_stream import EngineStream, error_from
 from target_svc.frames import FrameError, FrameHead, decode_body, decode_head, encode
 from target_svc.messages import (
     Cancel,
@@ -51,99 +44,11 @@ from target_svc.messages import (
 
 log = get_logger()
 
-Event = Progress | Tokens | Done
 MAX_STARTS = 3  # deaths in a row before Ready that make the failure final
 STEADY_S = 10.0  # a child that lived this long after Ready resets the backoff
-CLOSE_GRACE_S = (
-    5.0  # an engine between two chunks leaves at once; one inside a GPU chunk needs ~1 s
-)
+CLOSE_GRACE_S = 5.0  # the engine leaves at once, or after the GPU chunk that it is in
 SOCKET_BYTES = 1 << 20  # the engine never waits for a service that is busy for a moment
 IDLE = Load(0, 0, 0, 0, 0, 0, 0.0, 0.0)
-
-
-def error_from(error: str, reason: str, message: str) -> SkimError:
-    """Rebuild an error that crossed the socket by its class's name; unknown names are ours."""
-    kind = getattr(skim.errors, error, EngineFault)
-    if not (isinstance(kind, type) and issubclass(kind, SkimError)):
-        kind = EngineFault
-    return kind(message, reason=reason)
-
-
-class EngineStream:
-    """The events of one request: Progress and Tokens, then one Done; or a SkimError is raised.
-
-    Leaving `async with`, or `aclose`, cancels what still runs. One reader at a time.
-    """
-
-    def __init__(self, client: EngineClient, request_id: str) -> None:
-        self._client = client
-        self.request_id = request_id
-        self._pending: deque[Event] = deque()
-        self._error: SkimError | None = None
-        self._ended = False
-        self._wake = asyncio.Event()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        while not self._pending:
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-        return self._pending.popleft()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
-    async def aclose(self) -> None:
-        """Cancel the request if it still runs. Safe to call twice."""
-        self.cancel()
-
-    def cancel(self) -> None:
-        """Tell the engine to stop; the stream then raises Cancelled. No effect once it ended."""
-        if not self._ended:
-            self._client.cancel(self.request_id)
-
-    def _push(self, event: Event) -> None:
-        last = self._pending[-1] if self._pending else None
-        if isinstance(event, Progress) and isinstance(last, Progress):
-            self._pending[-1] = event
-        elif isinstance(event, Tokens) and isinstance(last, Tokens):
-            self._pending[-1] = _join(last, event)
-        else:
-            self._pending.append(event)
-        self._ended = self._ended or isinstance(event, Done)
-        self._wake.set()
-
-    def _fail(self, error: SkimError) -> None:
-        if not self._ended:
-            self._error, self._ended = error, True
-            self._wake.set()
-
-
-def _join(first: Tokens, second: Tokens) -> Tokens:
-    return Tokens(
-        first.request_id,
-        np.concatenate((first.ids, second.ids)),
-        np.concatenate((first.logprobs, second.logprobs)),
-        np.concatenate((first.top_ids, second.top_ids)),
-        np.concatenate((first.top_logprobs, second.top_logprobs)),
-        second.draft_tokens,
-        second.accepted_tokens,
-        second.steps,
-    )
 
 
 class EngineClient:
@@ -214,7 +119,7 @@ class EngineClient:
         if submit.request_id in self._streams:
             raise InvalidRequest("request id is in use", got=submit.request_id)
         frame = encode(submit)
-        stream = self._streams[submit.request_id] = EngineStream(self, submit.request_id)
+        stream = self._streams[submit.request_id] = EngineStream(submit.request_id, self.cancel)
         writer.write(frame)
         try:
             await writer.drain()
@@ -336,13 +241,13 @@ class EngineClient:
         match message:
             case Progress() | Tokens():
                 if stream := self._streams.get(message.request_id):
-                    stream._push(message)
+                    stream.push(message)
             case Done():
                 if stream := self._streams.pop(message.request_id, None):
-                    stream._push(message)
+                    stream.push(message)
             case Failed():
                 if stream := self._streams.pop(message.request_id, None):
-                    stream._fail(error_from(message.error, message.reason, message.message))
+                    stream.fail(error_from(message.error, message.reason, message.message))
             case Load():
                 self.load = message
             case Ready():
@@ -380,7 +285,7 @@ class EngineClient:
             retry_after_s=1.0,
         )
         for stream in self._streams.values():
-            stream._fail(gone)
+            stream.fail(gone)
         self._streams.clear()
         self._settle(gone)
         if self._release is not None:

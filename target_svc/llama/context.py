@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skim.errors import Busy, EngineFault
+from skim.errors import Busy, ConfigError, EngineFault
 from target_svc.llama.batch import Batch
 from target_svc.llama.model import Model
 from target_svc.messages import EngineConfig, Float32s, Int32s, KvType
@@ -37,6 +37,7 @@ class Context:
     Args:
         should_abort: asked during a decode on the CPU (the only backend that asks).
     Raises:
+        ConfigError: settings that llama.cpp would refuse without saying why.
         Busy: llama.cpp could not create it, for want of memory.
     """
 
@@ -58,6 +59,7 @@ class Context:
         self.n_batch = min(config.n_batch, self.cells)
         self.rows_max = slots * (1 + config.draft_tokens_max)
         self._api = api = model.library.api
+        _check_config(config, self.rows_max, self.n_batch, kv_type)
         self._should_abort = should_abort
         self._callback = api.ggml_abort_callback(self._ask)  # must outlive the context
         self._asked_s = 0.0
@@ -191,3 +193,17 @@ class Context:
             raise EngineFault("token id out of range", allowed=f"0 to {self.model.n_vocab - 1}")
         if slots.min() < 0 or slots.max() >= self.slots:
             raise EngineFault("slot out of range", allowed=f"0 to {self.slots - 1}")
+
+
+def _check_config(config: EngineConfig, rows: int, n_batch: int, kv_type: KvType) -> None:
+    if rows > n_batch:
+        raise ConfigError(
+            f"a batch of {n_batch} tokens does not hold one verify batch of all slots: {rows}",
+            field="n_batch",
+            got=n_batch,
+            allowed=f">= {rows}",
+        )
+    if kv_type != "f16" and not config.flash_attention:
+        raise ConfigError(
+            f"KV type {kv_type} needs flash attention", field="kv_type", got=kv_type, allowed="f16"
+        )

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from skim.errors import Cancelled, DeadlineExceeded
-from target_svc.engine_client import EngineClient, EngineStream
+from target_svc.engine_client import EngineClient
+from target_svc.engine_stream import EngineStream
 from target_svc.frames import encode
 from target_svc.messages import Cancel, EngineConfig, Progress, Submit, Tokens
 from tests.fixtures.engine import collect, random_ids, running_engine, tiny_config, tiny_model

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from skim.errors import EngineFault, ModelFileError, SkimError, Unavailable
-from target_svc.engine_client import EngineClient, error_from
+from skim.errors import ConfigError, EngineFault, ModelFileError, SkimError, Unavailable
+from target_svc.engine_client import EngineClient
+from target_svc.engine_stream import error_from
 from target_svc.frames import encode
 from target_svc.messages import Cancel, Open, Submit, Tokens
 from tests.fixtures.engine import collect, random_ids, running_engine, tiny_config, tiny_model
@@ -118,6 +120,18 @@ async def test_broken_model_files_are_a_clear_error_and_no_crash_loop(tmp_path: 
             assert client.restarts == 0 and client.pid is None
         finally:
             await client.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"kv_type": "q8_0", "flash_attention": False}, "flash"), ({"slots": 9}, "verify batch")],
+)
+async def test_settings_that_cannot_work_are_named(options: dict[str, Any], field: str) -> None:
+    client = EngineClient(tiny_config(**options))
+    await client.start()
+    with pytest.raises(ConfigError, match=field):
+        await client.ready()
+    await client.close()
 
 
 async def test_child_that_never_becomes_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
