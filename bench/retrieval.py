@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", type=shares, default=[0.05, 0.1, 0.2])
     parser.add_argument("--scorer", type=words, default=["specprefill"])
     parser.add_argument("--drafter", type=words, default=["same"], help="same, cross")
-    parser.add_argument("--neighbours", type=whole, default=[0])
+    parser.add_argument("--neighbours", type=whole, default=[1])
     parser.add_argument("--last-token", type=whole, default=[1], help="1, 0 or both")
     parser.add_argument("--question", type=words, default=["below"], help="below, above")
     parser.add_argument("--seed", type=int, default=1)

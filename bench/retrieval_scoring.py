@@ -40,7 +40,7 @@ class Variant:
     scorer: str
     drafter: str
     keep_ratio: float
-    neighbour_chunks: int = 0
+    neighbour_chunks: int = 1
     last_token_query: bool = True
 
 

@@ -67,7 +67,7 @@ class DrafterSettings(Settings):
     head_chunks: int = Field(default=1, ge=0, le=1_024)
     tail_chunks: int = Field(default=4, ge=0, le=1_024)
     # Chunks that each pick brings on both sides, inside the budget.
-    neighbour_chunks: int = Field(default=0, ge=0, le=64)
+    neighbour_chunks: int = Field(default=1, ge=0, le=64)
 
     # How chunks are scored.
     scorer: ScorerName = "specprefill"

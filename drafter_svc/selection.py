@@ -52,7 +52,7 @@ class SelectionConfig:
     max_keep: float = 0.3  # largest fraction kept in coverage mode, [min_keep, 1]
     head_chunks: int = 1  # always kept at the prompt's start
     tail_chunks: int = 4  # always kept at the prompt's end
-    neighbour_chunks: int = 0  # each pick brings so many on both sides, inside the budget
+    neighbour_chunks: int = 1  # each pick brings so many on both sides, inside the budget
 
 
 @dataclass(frozen=True)

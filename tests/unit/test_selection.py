@@ -20,7 +20,7 @@ from drafter_svc.selection import (
 from skim.errors import EngineFault
 from skim.spans import Span, check_canonical
 
-BARE = {"head_chunks": 0, "tail_chunks": 0}
+BARE = {"head_chunks": 0, "tail_chunks": 0, "neighbour_chunks": 0}
 
 
 def choose(scores, num_tokens, *, forced=(), chunk_tokens=4, panel=None, **config) -> Selection:

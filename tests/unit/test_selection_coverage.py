@@ -19,7 +19,13 @@ def choose(panel, *, forced=(), scores=None, **config) -> Selection:
     mask = np.zeros(width, np.bool_)
     mask[list(forced)] = True
     values = np.zeros(width) if scores is None else scores
-    bare = {"head_chunks": 0, "tail_chunks": 0, "min_keep": 0.001, "max_keep": 1.0}
+    bare = {
+        "head_chunks": 0,
+        "tail_chunks": 0,
+        "neighbour_chunks": 0,
+        "min_keep": 0.001,
+        "max_keep": 1.0,
+    }
     return select(
         np.asarray(values, np.float32),
         rows,
