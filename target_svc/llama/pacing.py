@@ -30,5 +30,5 @@ class ChunkPacer:
             return  # a last, shorter chunk says nothing about a full one
         if deaf_s > self._deaf_max_s:
             self.tokens = max(min(SMALLEST, self._largest), self.tokens // 2)
-        elif deaf_s < self._deaf_max_s / 4:  # twice the tokens stay below, quadratic parts too
+        elif deaf_s < self._deaf_max_s / 3:  # twice the tokens, at some depth, take twice as long
             self.tokens = min(self._largest, self.tokens * 2)
