@@ -52,6 +52,9 @@ class TargetSettings(Settings):
     batch: int = Field(default=2_048, ge=32, le=8_192)
     # CPU threads; 0: the cores this process may use.
     threads: int = Field(default=0, ge=0, le=512)
+    # Longest stretch of a prefill that does not see a cancellation: deep in a prompt, chunks shrink
+    # to keep it. 0: chunks never shrink, for benchmarks of the fastest prefill.
+    deaf_max_s: float = Field(default=0.8, ge=0.0, le=60.0)
     # Layers on the GPU; -1: all, where the build has a GPU backend.
     gpu_layers: int = Field(default=-1, ge=-1, le=1_024)
 
@@ -100,5 +103,6 @@ class TargetSettings(Settings):
             n_batch=self.batch,
             threads=self.threads,
             gpu_layers=self.gpu_layers,
+            deaf_max_s=self.deaf_max_s,
             max_waiting=self.slots + ENGINE_QUEUE_MARGIN,
         )
