@@ -53,12 +53,19 @@ class Answerer:
     ) -> None:
         await self._engine.close()
 
-    async def answer(self, case: Case, spans: Sequence[Span] | None) -> bool:
-        """Tell whether the answer holds every expected value; `spans` None prefills everything."""
+    async def answer(
+        self, case: Case, spans: Sequence[Span] | None, *, original: bool = False
+    ) -> bool:
+        """Tell whether the answer holds every expected value.
+
+        Args:
+            spans: what to prefill; None: everything.
+            original: keep the positions of the whole prompt; the model's rope must allow gaps.
+        """
         text = self.tokenizer.encode(case.prompt, case.control)
         ids, ends = text.ids.astype(np.int32), text.ends.astype(np.int64)
         whole = [Span(0, len(case.prompt))]
-        kept = compact(TokenisedPrompt(ids=ids, ends=ends), spans or whole, original=False)
+        kept = compact(TokenisedPrompt(ids=ids, ends=ends), spans or whole, original=original)
         self._serial += 1
         submit = Submit(
             request_id=f"case-{self._serial}",
