@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
 
-from skim.client import AsyncClient, Client, Message
+from skim.client import AnswerStream, AsyncClient, Client, Message
 from skim.client_types import Answer, Finish, Plan, Text
 from skim.errors import Busy, Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
 from skim.spans import Span
@@ -104,16 +105,26 @@ async def test_sync_deadlines_are_kept() -> None:
 
 
 async def test_leaving_a_sync_stream_stops_the_request() -> None:
+    freed = threading.Event()
+    kept: list[AnswerStream] = []
+
     def use(client: Client) -> None:
         with client.generate(LONG, stream=True) as stream:
+            kept.append(stream)  # nobody else drops the call, nor the connection, before it ends
             next(event for event in stream if isinstance(event, Plan))
+        freed.wait(WAIT_S)
 
     async with house() as built:
         built.target.may_answer.clear()
-        await in_thread(built, use)
-        async with asyncio.timeout(WAIT_S):
-            await built.target.calls[0].ended.wait()
-    assert built.target.calls[0].cancelled
+        using = asyncio.create_task(in_thread(built, use))
+        call = await built.target.opened()
+        try:
+            async with asyncio.timeout(WAIT_S / 2):
+                await call.ended.wait()
+        finally:
+            freed.set()
+            await using
+    assert call.cancelled
 
 
 async def test_a_sync_stream_that_is_cancelled_says_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.peers import Peer
 from skim.client import AsyncClient
 from skim.errors import Unavailable
 from skim.v1 import admin_pb2, admin_pb2_grpc
@@ -88,17 +90,42 @@ async def test_a_drafter_that_swaps_its_model_is_described_anew() -> None:
         assert (await client.models()).drafters[0].model_digest == "ef"
 
 
+class ForgetfulHealth(health_pb2_grpc.HealthServicer):
+    """Tells a watcher its first state and never another; asked, it tells the truth."""
+
+    def __init__(self) -> None:
+        self.status = SERVING
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield health_pb2.HealthCheckResponse(status=self.status)
+        await asyncio.Event().wait()
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=self.status)
+
+
 async def test_a_change_that_no_watch_tells_is_found_by_asking() -> None:
-    async with house(health_interval_s=0.05) as built:
-        # Another watcher that leaves makes a server of this library forget all of them.
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{built.drafter_server.port}") as channel:
-            other = health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(service="readiness")
-            )
-            assert (await other.read()).status == SERVING
-            other.cancel()
-        await built.drafter_server.set_serving(False)
-        await peer_until(built, "mini", False)
+    health = ForgetfulHealth()
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+
+    async def describe() -> str:
+        return "described"
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        peer = Peer("it", channel, describe, interval_s=0.05)
+        watching = asyncio.create_task(peer.watch())
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await peer.until(True)
+                health.status = NOT_SERVING
+                await peer.until(False)
+        finally:
+            watching.cancel()
+            await server.stop(None)
+    assert peer.problem == "it is not ready"
 
 
 async def admin(built: House, name: str, request: Any) -> Any:

@@ -55,6 +55,7 @@ def play(planner: Planner, steps: list[tuple[object, ...]]) -> None:
         ([UPLOADED, LONG, ("time_passed", 19.9)], None),
         ([UPLOADED, LONG, ("time_passed", 20.0), SCORED], "late"),
         ([UPLOADED, SCORED, ("time_passed", 1e9)], None),
+        ([UPLOADED, SCORED, FAILED, LONG], Skim(SPANS)),  # its answer was complete
     ],
 )
 def test_auto_decides(steps: list[tuple[object, ...]], decision: object) -> None:

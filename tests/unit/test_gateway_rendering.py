@@ -154,6 +154,16 @@ def test_of_the_last_user_message_only_the_markers_are_protected() -> None:
     assert CHAT.piece(5) in ranges
 
 
+def test_the_templates_first_and_last_text_are_protected_whoever_speaks_there() -> None:
+    roles = ("user", "assistant", "user", "assistant")
+    layout = Layout([b"<default instructions>", b"1", b"2", b"3", b"<cue>"], [10, 20, 30, 40])
+    ranges = protected_ranges(layout, roles, [])
+    assert layout.piece(0) in ranges
+    assert layout.piece(4) in ranges
+    # Between the first turns nothing is protected: piece 1 may go with its neighbours.
+    assert not any(span.begin <= layout.piece(1).begin < span.end for span in ranges)
+
+
 def test_earlier_user_and_assistant_turns_are_not_protected() -> None:
     ranges = protected_ranges(CHAT, ROLES, [])
     for index in (1, 2):

@@ -28,9 +28,12 @@ class FakeCall:
         self.written: list[Any] = []
         self.half_closed = asyncio.Event()
         self.cancelled = False
+        self.over = False
 
     async def write(self, message: Any) -> None:
         await self.gate.wait()
+        if self.over:
+            raise asyncio.InvalidStateError("RPC already finished.")
         self.written.append(message)
 
     async def done_writing(self) -> None:
@@ -152,6 +155,36 @@ async def test_a_slow_leg_holds_the_upload_back(slow: str) -> None:
     await settle()
     assert taken == 100
     assert len(getattr(rig, slow).calls[0].prompt()) == 100
+
+
+async def test_a_drafter_that_dies_lets_a_waiting_upload_go_on() -> None:
+    rig = Rig(Mode.SKIM)
+    rig.drafter.gate_next = True
+    sent = QUEUE_PARTS + 20
+
+    async def upload() -> None:
+        await rig.tee.open(Layout.raw(0), 0)
+        for _ in range(sent):
+            await rig.tee.put(PART)
+
+    uploading = asyncio.create_task(upload())
+    await settle()
+    assert not uploading.done()  # the drafter's queue is full
+    rig.drafter.calls[0].over = True
+    rig.drafter.calls[0].gate.set()
+    async with asyncio.timeout(10):
+        await uploading
+    await settle()
+    assert len(rig.target.calls[0].prompt()) == sent
+    assert rig.planner.decision is None  # it did not stall; whoever reads its answer says why
+
+
+async def test_closing_stops_both_calls() -> None:
+    rig = Rig(Mode.SKIM)
+    await rig.tee.open(Layout.raw(0), 0)
+    rig.tee.close()
+    assert rig.target.calls[0].cancelled
+    assert rig.drafter.calls[0].cancelled
 
 
 async def test_a_drafter_that_takes_nothing_is_given_up() -> None:
