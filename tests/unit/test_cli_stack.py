@@ -139,7 +139,8 @@ def test_stop_while_a_service_loads_ends_the_start(make_stack: MakeStack) -> Non
 
 
 def test_hurried_stop_kills_a_service_that_ignores_its_signal(make_stack: MakeStack) -> None:
-    stack = make_stack(target="stubborn")
+    # So long a grace that the test would run out of time if the hurry did nothing.
+    stack = make_stack(options=StackOptions(grace_s=3_600.0), target="stubborn")
     stack.start()
     pid = stack.pid("target")
     assert pid is not None
