@@ -76,6 +76,7 @@ class Gateway:
 async def serve(settings: GatewaySettings) -> None:
     """Serve until told to stop."""
     gateway = Gateway(settings)
+    gateway.server.catch_signals()
     await gateway.start()
     get_logger().info("listening", port=gateway.server.port, admin_port=gateway.server.admin_port)
     try:

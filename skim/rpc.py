@@ -190,9 +190,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             async with self._guard(method, context, request if uploads else None):
                 return await inner(request, context)
 
-        name = "_".join(
-            "stream" if flag else "unary" for flag in (uploads, streams)
-        )
+        name = "_".join("stream" if flag else "unary" for flag in (uploads, streams))
         make: Any = getattr(grpc, f"{name}_rpc_method_handler")
         return make(
             stream if streams else unary,
@@ -283,6 +281,7 @@ class RpcServer:
         self.port = 0
         self.admin_port = 0
         self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
 
     def _make(
         self, names: Sequence[str], interceptors: list[grpc.aio.ServerInterceptor]
@@ -344,22 +343,28 @@ class RpcServer:
         """Make `run_until_stopped` drain and return."""
         self._stopping.set()
 
-    async def run_until_stopped(self, grace_s: float) -> None:
-        """Serve until SIGTERM or SIGINT, then drain and stop. A second signal stops at once."""
-        loop = asyncio.get_running_loop()
-        hurry = asyncio.Event()
+    def catch_signals(self) -> None:
+        """From now on SIGTERM and SIGINT drain the service; the second one stops it at once.
+
+        Called before a service announces itself, or one that is told to stop at that very moment
+        dies of the signal. `run_until_stopped` calls it too.
+        """
 
         def on_signal() -> None:
             if self._stopping.is_set():
-                hurry.set()
+                self._hurry.set()
             self._stopping.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+
+    async def run_until_stopped(self, grace_s: float) -> None:
+        """Serve until SIGTERM or SIGINT, then drain and stop. A second signal stops at once."""
+        self.catch_signals()
         await self._stopping.wait()
         drained = asyncio.create_task(self.drain(grace_s))
         await asyncio.wait(
-            {drained, asyncio.create_task(hurry.wait())}, return_when=asyncio.FIRST_COMPLETED
+            {drained, asyncio.create_task(self._hurry.wait())}, return_when=asyncio.FIRST_COMPLETED
         )
         await self.stop()
 

@@ -189,7 +189,7 @@ class Trainer:
     def _step(self, stage: Stage, batch: Batch) -> Tensor:
         seen: list[tuple[Tensor, Tensor]] = []
         # The drafter looks in its last layer; the target needs one more layer to use what it found.
-        # (Teaching a second, middle layer of the drafter doubled the density of its attention.)
+        # (A run that taught a middle layer too ended denser; seeds differ as much: BENCHMARKS.md.)
         wanted = self.shape.layers - (2 if self.shape.name == "target" else 1)
 
         def watch(layer: int, q: Tensor, k: Tensor) -> None:
