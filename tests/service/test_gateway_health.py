@@ -23,14 +23,15 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def until_health(built: House, wanted: int) -> None:
-    """Watch the gateway's readiness until it is as wanted."""
+    """Ask for the gateway's readiness until it is as wanted.
+
+    Asks, and does not watch: where one watcher leaves, the library's server forgets the others.
+    """
+    question = health_pb2.HealthCheckRequest(service="readiness")
     async with asyncio.timeout(WAIT_S), grpc.aio.insecure_channel(built.address) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(
-            health_pb2.HealthCheckRequest(service="readiness")
-        )
-        async for reply in watch:
-            if reply.status == wanted:
-                return
+        stub = health_pb2_grpc.HealthStub(channel)
+        while (await stub.Check(question)).status != wanted:
+            pass
 
 
 async def peer_until(built: House, name: str, serving: bool) -> None:
