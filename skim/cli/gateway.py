@@ -6,6 +6,7 @@ to start it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from skim.errors import Unavailable
 DEFAULT_ADDRESS = f"127.0.0.1:{DEFAULT_BASE_PORT}"
 # A stack of one command has nobody else's requests to finish.
 LOCAL_GRACE_S = 5.0
+# A gateway is ready with its target alone; its drafters are ready too, so it hears of them at once.
+DRAFTERS_KNOWN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,22 @@ def local_gateway(output: Output, options: StackOptions) -> Iterator[tuple[str, 
         stack = LocalStack(options, on_change=on_change)
         try:
             stack.start()
+            _await_drafters(stack.gateway_address)
             status.stop()
             yield stack.gateway_address, stack
         finally:
             status.start()
             stack.stop()
+
+
+def _await_drafters(address: str) -> None:
+    """Wait until the gateway has heard from its drafters; without them it would not skim."""
+    deadline = time.monotonic() + DRAFTERS_KNOWN_S
+    with Client(address, deadline_s=DRAFTERS_KNOWN_S) as client:
+        while not all(model.serving for model in client.models().models):
+            if time.monotonic() > deadline:
+                return  # the answer will say that no drafter serves
+            time.sleep(0.02)
 
 
 def gather(events: Iterable[Event], on_event: Callable[[Event], None]) -> Answer:

@@ -115,12 +115,13 @@ class ServiceProcess:
         """Ask for its health and update `status`; tells whether that changed."""
         before, health = self.status, probe(self.plan.address)
         if health is Health.SERVING:
+            self.detail = "" if before is Status.NOT_READY else self.detail
             if self._ready_since_s is None:
                 self._ready_since_s = time.monotonic()
-                self.detail = f"ready after {self._ready_since_s - self._started_s:.1f} s"
+                self.detail = f"started in {self._ready_since_s - self._started_s:.1f} s"
             self.status = Status.READY
         elif before is Status.READY:
-            self.status = Status.NOT_READY
+            self.status, self.detail = Status.NOT_READY, f"its health: {health}"
         return self.status is not before
 
     def backoff_s(self) -> float:
@@ -144,7 +145,7 @@ class ServiceProcess:
         """Ask the service to drain and exit."""
         if self.pid is not None:
             os.kill(self.pid, signal.SIGTERM)
-            self.status = Status.STOPPING
+            self.status, self.detail = Status.STOPPING, ""
 
     def died_as(self) -> str:
         """A few words about how the process ended."""

@@ -233,7 +233,7 @@ class LocalStack:
                 if self._hurry.is_set() or time.monotonic() > deadline:
                     service.signal_group(signal.SIGKILL)
                 time.sleep(TICK_S)
-            service.status = Status.STOPPED
+            service.status, service.detail = Status.STOPPED, ""
             self._tell(service)
 
     def _tell(self, service: ServiceProcess) -> None:

@@ -43,7 +43,7 @@ class _SignalCount:
 
 def run_up(output: Output, options: StackOptions) -> int:
     """Start, show and supervise the services; returns the exit code."""
-    lines = _Lines(output)
+    lines, code = _Lines(output), 0
     stack = LocalStack(options, on_change=lines.on_change)
     signals = _SignalCount()
     output.console.print(f"Starting; logs in {stack.log_dir}", soft_wrap=True)
@@ -56,13 +56,13 @@ def run_up(output: Output, options: StackOptions) -> int:
             _attend(stack, signals, output, None)
         stack.is_up()
     except Cancelled:
-        return EXIT_INTERRUPTED  # told to stop before everything was up
+        code = EXIT_INTERRUPTED  # told to stop before everything was up
     finally:
         stack.request_stop(hurry=True)
         stack.stop()
     restarts = {state.name: state.restarts for state in stack.states()}
     output.json_line({"event": "stopped", "restarts": restarts})
-    return 0
+    return code
 
 
 def _attend(stack: LocalStack, signals: _SignalCount, output: Output, live: Live | None) -> None:
