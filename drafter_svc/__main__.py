@@ -58,6 +58,7 @@ async def serve(settings: DrafterSettings) -> None:
     check_backend(settings)
     host = DrafterHost(settings)
     server = make_server(settings, host)
+    server.catch_signals()
     await server.start()
     log.info("listening", port=server.port, admin_port=server.admin_port)
     loading = asyncio.create_task(host.start())

@@ -66,6 +66,7 @@ async def serve(settings: TargetSettings) -> None:
     """
     target = Target(settings, TargetModel(settings.model))
     server = make_server(settings, target)
+    server.catch_signals()
     await server.start()
     log.info("listening", port=server.port, admin_port=server.admin_port)
     failures: list[BaseException] = []
