@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -252,6 +253,16 @@ async def _read_rest(uploads: AsyncIterator[Any] | None) -> None:
                 await asyncio.wait_for(anext(uploads), QUIET_S)
 
 
+class _Watchers(defaultdict[str, asyncio.Condition]):
+    """Where grpc_health's watchers wait; it deletes an entry as soon as one watcher leaves.
+
+    The others of that name would then never hear of a change, so entries stay.
+    """
+
+    def __delitem__(self, service: str) -> None:
+        """Keep the entry."""
+
+
 class RpcServer:
     """One service's two ports, health and life.
 
@@ -274,6 +285,7 @@ class RpcServer:
     ) -> None:
         self._gate = ErrorInterceptor()
         self._health = HealthServicer()
+        self._health._server_watchers = _Watchers(asyncio.Condition)
         self._names = ["", "readiness", *service_names]
         self.data = self._make(service_names, [self._gate, *interceptors])
         self.admin = self._make(admin_service_names, [self._gate])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -127,6 +128,24 @@ async def test_health_is_not_serving_until_told(running: Any) -> None:
     await server.set_serving(True)
     for name in ("", "readiness", "skim.v1.GatewayService"):
         assert await check(name) == serving.SERVING
+
+
+async def test_watcher_hears_of_changes_after_another_one_left(running: Any) -> None:
+    server, _, channel = running
+    health = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service="readiness")
+    leaving, staying = health.Watch(request), health.Watch(request)
+    for watch in (leaving, staying):
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    leaving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await leaving.read()
+    # The server learns of the cancellation on the same connection before it sees this call.
+    await health.Check(request)
+    await server.set_serving(True)
+    change = await asyncio.wait_for(staying.read(), 10)
+    assert change.status == health_pb2.HealthCheckResponse.SERVING
+    staying.cancel()
 
 
 async def test_drain_waits_for_running_calls_and_refuses_new_ones(running: Any) -> None:
