@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,8 +83,9 @@ class System:
 def engine_of(target_pid: int) -> psutil.Process | None:
     """The engine child of a target's process, if it runs."""
     for child in psutil.Process(target_pid).children():
-        if "target_svc.llama" in " ".join(child.cmdline()):
-            return child
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended, reaped or not, as we looked
+            if "target_svc.llama" in " ".join(child.cmdline()):
+                return child
     return None
 
 
