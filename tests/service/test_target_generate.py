@@ -225,10 +225,11 @@ async def test_chat_pieces_surround_the_contents(target: RunningTarget) -> None:
 
 
 async def test_tokens_that_come_close_together_travel_together_but_the_first_at_once() -> None:
-    async with running_target(flush_s=0.05) as target:
+    async with running_target(flush_s=1.0) as target:  # longer than the whole answer takes
         answer = await ask(target, TEXT, settings=config(max_tokens=64, ignore_eos=True))
     sizes = [len(chunk.token_ids) for chunk in answer.chunks]
-    assert sum(sizes) == 64 and sizes[0] == 1
+    # Held like the others, the first would bring all 64. It may bring those that came meanwhile.
+    assert sum(sizes) == 64 and sizes[0] < 64
     assert len(sizes) < 64
 
 
