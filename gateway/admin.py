@@ -1,55 +1,16 @@
-"""The gateway's admin port: drain and configuration.
-
-Called by operators, on loopback by default. Refuses to load or swap drafter models: each drafter
-does that on its own admin port.
-"""
+"""The gateway's admin port: drain and configuration, and no models."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
-import grpc
-
 from gateway.config import GatewaySettings
-from skim.errors import InvalidRequest, Unimplemented
+from skim import admin
 from skim.rpc import RpcServer
-from skim.v1 import admin_pb2, admin_pb2_grpc
-
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-DEFAULT_GRACE_S, MAX_GRACE_S = 30.0, 3_600.0
 
 
-class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+class AdminServicer(admin.AdminServicer):
     """Answers AdminService for one gateway."""
 
     def __init__(self, settings: GatewaySettings, server: RpcServer) -> None:
-        self._settings = settings
-        self._server = server
-
-    async def Drain(
-        self, request: admin_pb2.DrainRequest, context: Context
-    ) -> admin_pb2.DrainResponse:
-        """Stop taking work, wait for what runs."""
-        grace_s = request.grace_s if request.HasField("grace_s") else DEFAULT_GRACE_S
-        if not 0.0 <= grace_s <= MAX_GRACE_S:
-            raise InvalidRequest.field_value("grace_s", grace_s, f"in [0, {MAX_GRACE_S:g}]")
-        return admin_pb2.DrainResponse(unfinished=await self._server.drain(grace_s))
-
-    async def GetConfig(
-        self, request: admin_pb2.GetConfigRequest, context: Context
-    ) -> admin_pb2.GetConfigResponse:
-        """Report the settings in force, secrets left out."""
-        return admin_pb2.GetConfigResponse(settings=self._settings.describe())
-
-    async def LoadDrafter(
-        self, request: admin_pb2.LoadDrafterRequest, context: Context
-    ) -> admin_pb2.LoadDrafterResponse:
-        """Refuse: drafters load their own models."""
-        raise Unimplemented("a gateway holds no models; ask the drafter's admin port")
-
-    async def SwapDrafter(
-        self, request: admin_pb2.SwapDrafterRequest, context: Context
-    ) -> admin_pb2.SwapDrafterResponse:
-        """Refuse: drafters swap their own models."""
-        raise Unimplemented("a gateway holds no models; ask the drafter's admin port")
+        super().__init__(
+            settings, server, "a gateway holds no models; ask the drafter's admin port"
+        )
