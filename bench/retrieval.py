@@ -3,6 +3,9 @@
     python -m bench.retrieval --sizes 8192,16384 --tasks niah_single,niah_multikey --n 50 \
         --keep 0.05,0.1,0.2 --scorer specprefill --seed 1 --json
 
+With `--record FILE` each prompt's outcome is appended to FILE as soon as it is known, and the
+prompts already in it are not run again: a long run may be stopped and resumed.
+
 Gold recall: share of prompts whose every asked needle (key and value) lies in kept spans. Full and
 skim accuracy: the bundled target answers the same prompts whole and skimmed, greedily; leave them
 out with `--no-target`. Questions share no word with the needle but the key; needles lie outside
@@ -34,6 +37,7 @@ from rich.table import Table
 
 from bench.retrieval_answers import Answerer
 from bench.retrieval_cases import Cell
+from bench.retrieval_record import Outcome, Record
 from bench.retrieval_scoring import Job, Scored, Variant, run_job, start_worker
 from bench.ruler import TASKS
 from bench.stats import paired_difference, wilson
@@ -43,7 +47,6 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 TARGET = MODELS / "skim-target.gguf"
 DRAFTERS = {"same": MODELS / "skim-drafter.gguf", "cross": MODELS / "skim-drafter-cross.gguf"}
 MODEL_FREE = ("lexical", "ends", "random")
-Answers = dict[tuple[Cell, int], tuple[bool, dict[Variant, bool]]]  # whole, and by variant
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,6 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--target-n", type=int, help="answer only the first of the n prompts")
     parser.add_argument("--answer", type=words, default=["specprefill"], help="scorers to answer")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start none after this")
+    parser.add_argument("--record", type=Path, help="append outcomes here, resume from them")
     parser.add_argument("--no-target", action="store_true", help="gold recall only")
     parser.add_argument("--no-skim", action="store_true", help="full accuracy only, no drafter")
     parser.add_argument("--gpu", action="store_true", help="offload the target's layers")
@@ -118,16 +122,17 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 
 
 async def run(
-    jobs: list[Job], options: argparse.Namespace, progress: Progress
-) -> tuple[list[Scored], Answers]:
-    """Score the prompts in worker processes, and answer them as they come.
+    jobs: list[Job], options: argparse.Namespace, record: Record, progress: Progress
+) -> None:
+    """Score the prompts in worker processes, and answer them as they come, into the record.
 
     After `--seconds` no further prompt is started; the rows then say how many there were.
     """
     loop = asyncio.get_running_loop()
-    began, scored, answers = time.monotonic(), [], {}
+    began = time.monotonic()
     limit = {job.seed for job in jobs[: options.target_n]}
-    bars = [progress.add_task(name, total=len(jobs)) for name in ("score", "answer")]
+    todo = [job for job in jobs if (job.cell, job.seed) not in record.outcomes]
+    bar = progress.add_task("prompts", total=len(jobs), completed=len(jobs) - len(todo))
     gate = asyncio.Semaphore(options.workers + 2 * options.slots)
     drafters = {} if options.no_skim else {name: DRAFTERS[name] for name in options.drafter}
 
@@ -136,11 +141,12 @@ async def run(
             if time.monotonic() - began > options.seconds:
                 return
             item = await loop.run_in_executor(pool, run_job, job)
-            scored.append(item)
-            progress.advance(bars[0])
+            full: bool | None = None
+            skim: dict[int, bool] = {}
             if answerer and job.seed in limit:
-                answers[job.cell, job.seed] = await answer(item, answerer, answered(options))
-                progress.advance(bars[1])
+                full, skim = await answer(item, answerer, answered(options))
+            record.add(Outcome(job.cell, job.seed, item.gold, item.density, full, skim))
+            progress.advance(bar)
 
     async with contextlib.AsyncExitStack() as stack:
         answerer = None
@@ -154,23 +160,22 @@ async def run(
             initializer=start_worker,
             initargs=(TARGET, drafters),
         ) as pool:
-            await asyncio.gather(*(one(job, pool, answerer) for job in jobs))
-    return scored, answers
+            await asyncio.gather(*(one(job, pool, answerer) for job in todo))
 
 
 async def answer(
     item: Scored, answerer: Answerer, wanted: Callable[[Variant], bool]
-) -> tuple[bool, dict[Variant, bool]]:
-    """Answer one prompt whole, and once for each distinct set of kept spans."""
+) -> tuple[bool, dict[int, bool]]:
+    """Answer one prompt whole, and once for each distinct set of kept spans, by variant index."""
     full = await answerer.answer(item.case, None)
     seen: dict[Any, bool] = {}
-    skim: dict[Variant, bool] = {}
-    for variant, spans in zip(item.job.variants, item.spans, strict=True):
+    skim: dict[int, bool] = {}
+    for index, (variant, spans) in enumerate(zip(item.job.variants, item.spans, strict=True)):
         if not wanted(variant):
             continue
         if spans not in seen:
             seen[spans] = await answerer.answer(item.case, spans)
-        skim[variant] = seen[spans]
+        skim[index] = seen[spans]
     return full, skim
 
 
@@ -178,12 +183,11 @@ def row(
     cell: Cell,
     variant: Variant | None,
     index: int,
-    scored: list[Scored],
-    answers: Answers,
+    outcomes: list[Outcome],
 ) -> dict[str, Any]:
     """One line of the table."""
-    here = [item for item in scored if item.job.cell == cell]
-    pairs = [answers[cell, item.job.seed] for item in here if (cell, item.job.seed) in answers]
+    here = [item for item in outcomes if item.cell == cell]
+    pairs = [(item.full, item.skim) for item in here if item.full is not None]
     line: dict[str, Any] = {"size": cell.size, "task": cell.name}
     if variant:
         gold = sum(item.gold[index] for item in here)
@@ -204,8 +208,8 @@ def row(
         full = [pair[0] for pair in pairs]
         line["full_accuracy"] = sum(full) / len(full)
         line["full_interval"] = wilson(sum(full), len(full))
-    if pairs and variant in pairs[0][1]:
-        skim = [pair[1][variant] for pair in pairs]
+    if pairs and index in pairs[0][1]:
+        skim = [pair[1][index] for pair in pairs]
         line["skim_accuracy"] = sum(skim) / len(skim)
         line["skim_interval"] = wilson(sum(skim), len(skim))
         line["skim_minus_full"] = paired_difference(full, skim)
@@ -249,10 +253,18 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = [options.seed * 1_000_000 + index for index in range(options.n)]
     jobs = [Job(cell, seed, ways) for seed in seeds for cell in cells(options)]
     options.target_n = None if options.target_n is None else options.target_n * len(cells(options))
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        scored, answers = asyncio.run(run(jobs, options, progress))
+    wanted = answered(options)
+    setting = [[vars(way), wanted(way)] for way in ways]
+    try:
+        record = Record(options.record, setting, [TARGET, *DRAFTERS.values()])
+    except ValueError as error:
+        sys.exit(f"--record: {error}")
+    with record, Progress(console=console, disable=not console.is_terminal) as progress:
+        asyncio.run(run(jobs, options, record, progress))
+    asked = {(job.cell, job.seed) for job in jobs}
+    outcomes = [item for key, item in record.outcomes.items() if key in asked]
     rows = [
-        row(cell, variant, index, scored, answers)
+        row(cell, variant, index, outcomes)
         for cell in cells(options)
         for index, variant in enumerate(ways or (None,))
     ]
