@@ -1,0 +1,206 @@
+"""The only door to a GPU: what a device does for the rest of the project.
+
+`kernels.ops` launches through it and `drafter_svc` keeps its memory in it; neither imports `cuda`.
+`kernels.cuda_device.CudaDevice` is the real one; the tests have one that runs the same kernel
+sources on the CPU. One device is one GPU, one stream and one thread: calls are queued in the order
+they are made, and only `download`, `synchronize` and `Mark.wait` block. Nothing here computes or
+imports more than NumPy.
+
+An argument of a kernel is a Python int (a 64-bit pointer or size), `numpy.int32` or `numpy.float32`
+(a C `int` or `float`), or a `TensorMap` (a `const __grid_constant__` parameter).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """One entry of one file of `kernels/cuda` under some defines: what is compiled and launched.
+
+    Attributes:
+        file: name of the source in `kernels/cuda`, such as `block_score.cu`.
+        entry: its `extern "C"` name.
+        defines: macros and their values, in the order in which they are given to the compiler.
+    """
+
+    file: str
+    entry: str
+    defines: tuple[tuple[str, int | str], ...] = ()
+
+    def __str__(self) -> str:
+        given = ",".join(f"{name}={value}" for name, value in self.defines)
+        return f"{self.entry}[{given}]" if given else self.entry
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A two-dimensional bf16 matrix in device memory as the copy engine (TMA) sees it.
+
+    Tiles arrive in shared memory with the 128-byte swizzle; elements outside the matrix are zero.
+
+    Attributes:
+        address: first element, 16-byte aligned.
+        shape: rows, columns of the matrix.
+        row_stride_bytes: from one row to the next, a multiple of 16, at least a row's bytes.
+        box: rows (at most 256) and columns (at most 64, the swizzle's 128 bytes) of a tile.
+        handle: what the device that made the map passes to a kernel.
+    """
+
+    address: int
+    shape: tuple[int, int]
+    row_stride_bytes: int
+    box: tuple[int, int]
+    handle: Any = None
+
+
+Arg = int | np.int32 | np.float32 | TensorMap
+
+
+class Memory(Protocol):
+    """One allocation on a device."""
+
+    @property
+    def address(self) -> int:
+        """Device pointer, 256-byte aligned."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that were asked for."""
+        ...
+
+    def close(self) -> None:
+        """Give the bytes back after all queued work is done; a second call does nothing."""
+        ...
+
+
+class Mark(Protocol):
+    """A recorded position in the device's queue of work."""
+
+    def wait(self) -> None:
+        """Block the host until the device has reached the mark; LaunchError if work failed."""
+        ...
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """Device time from `earlier` to this mark; waits for this one. Both must be timed."""
+        ...
+
+
+class Device(Protocol):
+    """One GPU with one queue of work."""
+
+    @property
+    def name(self) -> str:
+        """What the vendor calls it."""
+        ...
+
+    @property
+    def arch(self) -> str:
+        """What kernels are compiled for: one of `kernels.specialisation.ARCHS`."""
+        ...
+
+    @property
+    def num_sms(self) -> int:
+        """Multiprocessors."""
+        ...
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of the whole device."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Bytes that no process holds now."""
+        ...
+
+    def allocate(self, num_bytes: int) -> Memory:
+        """Reserve at least one byte. Contents are undefined. OutOfMemory when it does not fit."""
+        ...
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Queue a copy of a C-contiguous host array; it may be changed once this returns."""
+        ...
+
+    def download(self, address: int, out: NDArray[Any]) -> None:
+        """Wait for the queued work, then fill a C-contiguous writable host array."""
+        ...
+
+    def fill(self, address: int, num_bytes: int, byte: int = 0) -> None:
+        """Queue setting bytes to one value."""
+        ...
+
+    def launch(
+        self,
+        source: KernelSource,
+        grid: tuple[int, ...],
+        block: int,
+        args: tuple[Arg, ...],
+        *,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Queue one kernel; the first launch of a source compiles it.
+
+        Args:
+            source: what runs.
+            grid: blocks in x, y, z; one to three sizes.
+            block: threads in a block.
+            args: in the order of the entry's parameters.
+            shared_bytes: dynamic shared memory of a block.
+
+        Raises:
+            CompileError: the source does not compile for this architecture.
+            LaunchError: the launch was refused, or earlier work failed.
+        """
+        ...
+
+    def tensor_map(
+        self, address: int, shape: tuple[int, int], row_stride_bytes: int, box: tuple[int, int]
+    ) -> TensorMap:
+        """Describe a bf16 matrix for the copy engine; limits as in `TensorMap`."""
+        ...
+
+    def gemm(
+        self,
+        *,
+        x: int,
+        w: int,
+        y: int,
+        m: int,
+        n: int,
+        k: int,
+        ldx: int,
+        ldy: int,
+        accumulate_f32: bool = False,
+    ) -> None:
+        """Queue Y[m, n] = X[m, k] W[n, k]^T, bf16 in, fp32 sums; row-major, W contiguous.
+
+        Args:
+            x: bf16 matrix, rows `ldx` elements apart.
+            w: bf16 matrix, rows `k` elements apart.
+            y: bf16 matrix, rows `ldy` elements apart; float32 and added to if `accumulate_f32`.
+            m: rows of X and Y.
+            n: rows of W, columns of Y.
+            k: columns of X and W.
+            ldx: at least k.
+            ldy: at least n.
+            accumulate_f32: Y is float32 and Y += X W^T.
+        """
+        ...
+
+    def record(self, timed: bool = True) -> Mark:
+        """Queue a mark behind all work so far; `timed` marks can be subtracted."""
+        ...
+
+    def synchronize(self) -> None:
+        """Block until all queued work is done; LaunchError if any of it failed."""
+        ...
+
+    def close(self) -> None:
+        """Finish the queued work and let the GPU go; allocations die with the device."""
+        ...

@@ -1,0 +1,68 @@
+"""Which variants of which kernel exist: the table that launchers choose from and tests compile.
+
+A module of `kernels.ops` states each kernel once, as a `Family`: file, entry, and the values that
+each define may take. A launcher gets its `KernelSource` from the family alone, so that a variant
+outside the table cannot be launched; a test compiles every variant for every architecture.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import pkgutil
+
+from kernels.device import KernelSource
+from kernels.errors import InvalidArgument
+
+ARCHS = ("sm_80", "sm_89", "sm_90a", "sm_100")  # what every portable kernel is compiled for
+HOPPER = ("sm_90a",)  # wgmma and TMA
+
+
+class Family:
+    """One kernel entry and the defines it is compiled under.
+
+    Args:
+        file: source in `kernels/cuda`.
+        entry: its `extern "C"` name.
+        archs: architectures it is written for.
+        values: for each define, the values it may take; the variants are their product.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        entry: str,
+        *,
+        archs: tuple[str, ...] = ARCHS,
+        **values: tuple[int | str, ...],
+    ) -> None:
+        self.file, self.entry, self.archs, self.values = file, entry, archs, values
+        self._sources = {
+            chosen: KernelSource(file, entry, tuple(zip(values, chosen, strict=True)))
+            for chosen in itertools.product(*values.values())
+        }
+
+    def source(self, **defines: int | str) -> KernelSource:
+        """The variant under exactly these defines; InvalidArgument names one that is not listed."""
+        if len(defines) == len(self.values):
+            found = self._sources.get(tuple(defines.get(name, "") for name in self.values))
+            if found:
+                return found
+        allowed = ", ".join(f"{name} in {values}" for name, values in self.values.items())
+        raise InvalidArgument.value(self.entry, "its defines", defines, allowed or "none")
+
+    def sources(self) -> tuple[KernelSource, ...]:
+        """Every variant, in the order of the values."""
+        return tuple(self._sources.values())
+
+
+def families() -> tuple[Family, ...]:
+    """Every family that a module of `kernels.ops` states at module level, without repeats."""
+    package = importlib.import_module("kernels.ops")
+    found: dict[int, Family] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for value in vars(module).values():
+            if isinstance(value, Family):
+                found[id(value)] = value
+    return tuple(found.values())
