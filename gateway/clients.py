@@ -16,7 +16,7 @@ import grpc
 
 from gateway.plan import Decision, Reason, Skim
 from skim.errors import Cancelled, EngineFault, Unavailable
-from skim.rpc import from_rpc_error
+from skim.rpc_errors import from_rpc_error
 from skim.spans import Span
 from skim.v1 import (
     common_pb2 as pb,

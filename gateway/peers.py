@@ -19,7 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.clients import ASK_TIMEOUT_S, RETRY_S, DrafterClient, TargetClient
 from skim.errors import NotFound, SkimError, Unavailable
 from skim.log import get_logger
-from skim.rpc import connect, from_rpc_error
+from skim.rpc import connect
+from skim.rpc_errors import from_rpc_error
 from skim.v1 import drafter_pb2, target_pb2
 from skim.v1.gateway_pb2 import MODEL_KIND_DRAFTER, MODEL_KIND_TARGET, Model
 

@@ -23,7 +23,8 @@ import grpc
 from skim.client_async import AsyncAnswerStream, AsyncClient
 from skim.client_types import Answer, Event, Gathered, Message, Models, Options
 from skim.client_wire import Question, Reader, call_metadata, compose, read_models
-from skim.rpc import CHANNEL_OPTIONS, from_rpc_error
+from skim.rpc import CHANNEL_OPTIONS
+from skim.rpc_errors import from_rpc_error
 from skim.v1 import gateway_pb2, gateway_pb2_grpc
 
 __all__ = ["AnswerStream", "AsyncAnswerStream", "AsyncClient", "Client", "Message"]

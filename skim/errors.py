@@ -18,8 +18,8 @@
     ├── ModelFileError            a GGUF is cut short, corrupt, unsupported    FAILED_PRECONDITION
     └── EngineFault               a defect or a crash of ours                  INTERNAL
 
-Each error says what is wrong, what came (`got`) and what is allowed. `skim/rpc.py` maps the tree to
-gRPC statuses in one table. Nothing here imports gRPC.
+Each error says what is wrong, what came (`got`) and what is allowed. `skim/rpc_errors.py` maps the
+tree to gRPC statuses in one table. Nothing here imports gRPC.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import grpc
 
 from skim.cli.output import EXIT_FAILED, Output
 from skim.errors import InvalidRequest, Unavailable
-from skim.rpc import from_rpc_error
+from skim.rpc_errors import from_rpc_error
 from skim.v1 import admin_pb2, admin_pb2_grpc
 
 # A drain may wait this much longer than its grace before we call the service gone.

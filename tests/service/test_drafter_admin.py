@@ -10,7 +10,7 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2
 
 from skim.errors import InvalidRequest, ModelFileError, NotFound, Unavailable
-from skim.rpc import errors_from_peer
+from skim.rpc_errors import errors_from_peer
 from skim.spans import check_canonical
 from skim.v1 import admin_pb2, drafter_pb2
 from skim.wire import spans_from_proto

@@ -19,7 +19,7 @@ from skim.errors import (
     SkimError,
     Unavailable,
 )
-from skim.rpc import errors_from_peer
+from skim.rpc_errors import errors_from_peer
 from skim.spans import Span, check_canonical
 from skim.v1 import common_pb2 as pb
 from skim.v1 import drafter_pb2

@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from skim.errors import Busy, DeadlineExceeded
-from skim.rpc import connect, errors_from_peer
+from skim.rpc import connect
+from skim.rpc_errors import errors_from_peer
 from skim.v1 import common_pb2 as pb
 from skim.v1 import drafter_pb2, drafter_pb2_grpc
 from tests.fixtures.drafter_service import (

@@ -21,7 +21,7 @@ from skim.errors import (
     Unauthenticated,
     Unavailable,
 )
-from skim.rpc import from_rpc_error
+from skim.rpc_errors import from_rpc_error
 from skim.v1 import common_pb2 as pb
 from skim.v1 import gateway_pb2, gateway_pb2_grpc
 from skim.v1.gateway_pb2 import GenerateConfig, GenerateRequest

@@ -13,7 +13,8 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from skim import errors
-from skim.rpc import STATUS_CODES, RpcServer, connect, from_rpc_error
+from skim.rpc import RpcServer, connect
+from skim.rpc_errors import STATUS_CODES, from_rpc_error
 from skim.v1 import gateway_pb2 as pb
 from skim.v1 import gateway_pb2_grpc as rpc
 

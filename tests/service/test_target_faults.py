@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from skim.errors import Busy, DeadlineExceeded, Unavailable
-from skim.rpc import from_rpc_error
+from skim.rpc_errors import from_rpc_error
 from skim.v1 import common_pb2 as pb
 from tests.fixtures.target import (
     Answer,

@@ -17,7 +17,7 @@ import grpc
 import psutil
 import pytest
 
-from skim.rpc import from_rpc_error
+from skim.rpc_errors import from_rpc_error
 from skim.v1 import (
     admin_pb2,
     admin_pb2_grpc,

@@ -22,7 +22,7 @@ from skim.errors import (
     SkimError,
     SpansNotCanonical,
 )
-from skim.rpc import from_rpc_error
+from skim.rpc_errors import from_rpc_error
 from skim.v1 import common_pb2 as pb
 from skim.v1 import target_pb2
 from tests.fixtures.target import (

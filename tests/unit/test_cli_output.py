@@ -10,7 +10,7 @@ import typer
 
 from skim.cli.output import Output, describe, hint, run_command
 from skim.errors import Busy, ConfigError, InvalidRequest, ModelFileError, SkimError
-from skim.rpc import STATUS_CODES
+from skim.rpc_errors import STATUS_CODES
 
 
 def ends_with(body: Callable[[Output], int], *, as_json: bool = False) -> int:
