@@ -70,6 +70,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start none after this")
     parser.add_argument("--record", type=Path, help="append outcomes here, resume from them")
     parser.add_argument("--no-target", action="store_true", help="gold recall only")
+    parser.add_argument("--no-full", action="store_true", help="skim accuracy only")
     parser.add_argument("--no-skim", action="store_true", help="full accuracy only, no drafter")
     parser.add_argument("--gpu", action="store_true", help="offload the target's layers")
     parser.add_argument("--slots", type=int, default=1)
@@ -144,7 +145,8 @@ async def run(
             full: bool | None = None
             skim: dict[int, bool] = {}
             if answerer and job.seed in limit:
-                full, skim = await answer(item, answerer, answered(options))
+                skim = await answer_skimmed(item, answerer, answered(options))
+                full = None if options.no_full else await answerer.answer(item.case, None)
             record.add(Outcome(job.cell, job.seed, item.gold, item.density, full, skim))
             progress.advance(bar)
 
@@ -163,20 +165,19 @@ async def run(
             await asyncio.gather(*(one(job, pool, answerer) for job in todo))
 
 
-async def answer(
+async def answer_skimmed(
     item: Scored, answerer: Answerer, wanted: Callable[[Variant], bool]
-) -> tuple[bool, dict[int, bool]]:
-    """Answer one prompt whole, and once for each distinct set of kept spans, by variant index."""
-    full = await answerer.answer(item.case, None)
+) -> dict[int, bool]:
+    """Answer one prompt once for each distinct set of kept spans, by variant index."""
     seen: dict[Any, bool] = {}
-    skim: dict[int, bool] = {}
+    right: dict[int, bool] = {}
     for index, (variant, spans) in enumerate(zip(item.job.variants, item.spans, strict=True)):
         if not wanted(variant):
             continue
         if spans not in seen:
             seen[spans] = await answerer.answer(item.case, spans)
-        skim[index] = seen[spans]
-    return full, skim
+        right[index] = seen[spans]
+    return right
 
 
 def row(
@@ -187,7 +188,8 @@ def row(
 ) -> dict[str, Any]:
     """One line of the table."""
     here = [item for item in outcomes if item.cell == cell]
-    pairs = [(item.full, item.skim) for item in here if item.full is not None]
+    full = {item.seed: item.full for item in here if item.full is not None}
+    skim = {item.seed: item.skim[index] for item in here if index in item.skim}
     line: dict[str, Any] = {"size": cell.size, "task": cell.name}
     if variant:
         gold = sum(item.gold[index] for item in here)
@@ -202,17 +204,14 @@ def row(
             "gold_interval": wilson(gold, len(here)),
             "density": sum(item.density for item in here) / max(1, len(here)),
         }
-    line["answered_n"] = len(pairs)
-    line["full_accuracy"] = line["skim_accuracy"] = None
-    if pairs:
-        full = [pair[0] for pair in pairs]
-        line["full_accuracy"] = sum(full) / len(full)
-        line["full_interval"] = wilson(sum(full), len(full))
-    if pairs and index in pairs[0][1]:
-        skim = [pair[1][index] for pair in pairs]
-        line["skim_accuracy"] = sum(skim) / len(skim)
-        line["skim_interval"] = wilson(sum(skim), len(skim))
-        line["skim_minus_full"] = paired_difference(full, skim)
+    line["answered_n"] = len(full or skim)
+    for name, right in (("full", full), ("skim", skim)):
+        line[f"{name}_accuracy"] = sum(right.values()) / len(right) if right else None
+        line[f"{name}_interval"] = wilson(sum(right.values()), len(right)) if right else None
+    if both := [seed for seed in skim if seed in full]:
+        line["skim_minus_full"] = paired_difference(
+            [full[seed] for seed in both], [skim[seed] for seed in both]
+        )
     return line
 
 
