@@ -2,10 +2,11 @@
 
     KernelError
     ├── InvalidArgument   a shape, dtype or option the kernel does not take
-    ├── CompileError      NVRTC refused a kernel
+    ├── CompileError      NVRTC refused a kernel; carries architecture and log
     ├── LaunchError       a launch, or an event after it, failed; carries the kernel's name
     ├── OutOfMemory       the device cannot give the bytes that were asked for
-    └── HandleError       an exported memory handle could not be made, sent or opened
+    ├── HandleError       an exported memory handle could not be made, sent or opened
+    └── NoDevice          there is no GPU that kernels can run on; says why
 
 Kernels import nothing else of ours, hence a root of their own.
 """
@@ -35,7 +36,17 @@ class InvalidArgument(KernelError):
 
 
 class CompileError(KernelError):
-    """NVRTC refused a kernel; the message holds its log."""
+    """NVRTC refused a kernel.
+
+    Attributes:
+        arch: the architecture it was compiled for.
+        log: NVRTC's own words, with file and line.
+    """
+
+    def __init__(self, kernel: str, arch: str, log: str) -> None:
+        super().__init__(kernel, f"does not compile for {arch}:\n{log}")
+        self.arch = arch
+        self.log = log
 
 
 class LaunchError(KernelError):
@@ -45,6 +56,15 @@ class LaunchError(KernelError):
 class OutOfMemory(KernelError):
     """The device cannot give the bytes that were asked for."""
 
+    @classmethod
+    def of(cls, kernel: str, num_bytes: int, free_bytes: int) -> OutOfMemory:
+        """Build the usual message from the bytes asked for and the bytes free."""
+        return cls(kernel, f"asked for {num_bytes:,} bytes, {free_bytes:,} are free")
+
 
 class HandleError(KernelError):
     """A memory handle could not be exported, sent, imported or mapped."""
+
+
+class NoDevice(KernelError):
+    """There is no GPU that kernels can run on: no package, no driver, no device, or too old."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +19,21 @@ def require_tool(name: str) -> str:
     if found:
         return found
     sentence = f"needs the program {name}, which is not installed"
+    if os.environ.get("SKIM_REQUIRE_TOOLS") == "1":
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+def require_package(module: str, distribution: str) -> None:
+    """Skip a test where a package is missing, or fail it if the tools are required."""
+    sentence = f"needs {module} and the package {distribution}"
+    try:
+        importlib.import_module(module)
+        importlib.metadata.distribution(distribution)
+    except (ImportError, importlib.metadata.PackageNotFoundError) as error:
+        sentence = f"{sentence}: {error}"
+    else:
+        return
     if os.environ.get("SKIM_REQUIRE_TOOLS") == "1":
         pytest.fail(sentence)
     pytest.skip(sentence)
