@@ -14,18 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drafter_svc.architecture import DrafterWeights, load_weights, scaling_for
 from drafter_svc.backend import ChunkScores, DrafterModel, ScoreInput
 from drafter_svc.cpu_forward import CpuForward
 from drafter_svc.cpu_pool import WorkPool
 from drafter_svc.lookahead import Lookahead, check_workspace
-from drafter_svc.scorers import ATTENTION_SCORERS, TEXT_SCORERS, AttentionScorer
+from drafter_svc.scorers import ATTENTION_SCORERS, AttentionScorer
 from drafter_svc.scorers.queries import QueryPlan, plan_queries
 from drafter_svc.scorers.tally import Tally
+from drafter_svc.text_pass import check_ids, score_by_text
 from modelfile.gguf_file import GgufFile
-from skim.errors import Cancelled, InvalidRequest
 
 DEFAULT_WORKSPACE_BYTES = 2 << 30
 
@@ -87,25 +86,11 @@ class CpuBackend:
         progress: Callable[[int, int], None],
     ) -> ChunkScores:
         """Score one prompt; see `Backend.score`."""
-        self._check_ids(request.ids)
-        text_scorer = TEXT_SCORERS.get(request.scorer)
-        if text_scorer is None:
-            return self._score_by_attention(
-                request, ATTENTION_SCORERS[request.scorer], stop, progress
-            )
-        if stop.is_set():
-            raise Cancelled("the scoring pass was stopped")
-        progress(0, 0)
-        started = time.perf_counter()
-        scores = text_scorer.score(request)
-        return ChunkScores(scores, stage_s={"score": time.perf_counter() - started})
-
-    def _check_ids(self, ids: NDArray[np.int32]) -> None:
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest >= self._model.vocab_size:
-            got = lowest if lowest < 0 else highest
-            allowed = f"within the vocabulary, [0, {self._model.vocab_size})"
-            raise InvalidRequest.field_value("ids", got, allowed)
+        check_ids(request.ids, self._model.vocab_size)
+        by_text = score_by_text(request, stop, progress)
+        if by_text is not None:
+            return by_text
+        return self._score_by_attention(request, ATTENTION_SCORERS[request.scorer], stop, progress)
 
     def _score_by_attention(
         self,

@@ -1,0 +1,151 @@
+"""How much device memory a pass takes beyond the weights, planned before anything is allocated.
+
+One arena holds everything that lives during a pass; `plan_pass` cuts it into named sections from
+the model's shape and the pass's sizes alone, so that what a length needs is known (and printed)
+without a GPU. The arena is kept between passes and replaced only by a larger one. Refuses nothing:
+an arena that does not fit is `kernels.errors.OutOfMemory`, raised where it is allocated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kernels.device import Device, Memory
+from modelfile.hparams import ModelShape
+
+BLOCK_TOKENS = 128  # the kernels' tile, fixed when they are compiled
+ALIGNMENT_BYTES = 256  # what an allocation has; 16 is the most that a kernel asks for
+# Rows of the residual that are normalised, projected or fed forward at once. 16,384 rows fill the
+# chip many times over with one product, and the feed-forward's activations stay at 0.3 GiB.
+CHUNK_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """What the size of a pass depends on, the model aside.
+
+    Attributes:
+        num_rows: tokens that run, copied ones included.
+        num_tokens: tokens of the prompt.
+        num_queries: scoring queries.
+        chunk_tokens: tokens per chunk of the answer.
+        num_attending: layers whose attention runs: all before the last scored one.
+        num_groups: layer groups of the coverage panel.
+        sparse: blocks are scored and selected; False: every layer is dense.
+        chunk_rows: see `CHUNK_ROWS`.
+    """
+
+    num_rows: int
+    num_tokens: int
+    num_queries: int
+    chunk_tokens: int
+    num_attending: int
+    num_groups: int
+    sparse: bool
+    chunk_rows: int = CHUNK_ROWS
+
+    @property
+    def num_blocks(self) -> int:
+        """Key blocks, and query tiles."""
+        return -(-self.num_rows // BLOCK_TOKENS)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the prompt."""
+        return -(-self.num_tokens // self.chunk_tokens)
+
+
+@dataclass
+class WorkspacePlan:
+    """Named sections of the arena.
+
+    Attributes:
+        offsets: name to bytes from the arena's start; `sizes`: name to bytes.
+        num_bytes: of the whole arena.
+    """
+
+    offsets: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    num_bytes: int = 0
+
+    def add(self, name: str, num_bytes: int) -> None:
+        """Append a section."""
+        self.offsets[name], self.sizes[name] = self.num_bytes, num_bytes
+        self.num_bytes += -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+    def lines(self) -> list[str]:
+        """The sections of 1 MiB and more, and the sum, for people."""
+        largest = sorted(self.sizes.items(), key=lambda item: -item[1])
+        rows = [(name, size) for name, size in largest if size >= 1 << 20]
+        return [f"{n:<14}{b / (1 << 20):10.1f} MiB" for n, b in [*rows, ("all", self.num_bytes)]]
+
+
+def plan_pass(shape: ModelShape, size: PassSize, tail_scratch_bytes: int = 0) -> WorkspacePlan:
+    """Cut the arena of one pass.
+
+    Args:
+        tail_scratch_bytes: what the scoring of the queries needs for itself.
+    """
+    plan = WorkspacePlan()
+    heads, kv_heads, head_dim = shape.heads, shape.kv_heads, shape.head_dim
+    rows, blocks = size.num_rows, size.num_blocks
+    chunk = min(rows, size.chunk_rows)
+    plan.add("ids", 4 * rows)
+    plan.add("x", 4 * rows * shape.embed)
+    plan.add("qkv", 2 * rows * (heads + 2 * kv_heads) * head_dim)
+    plan.add("cosine", 4 * rows * head_dim // 2)
+    plan.add("sine", 4 * rows * head_dim // 2)
+    plan.add("normed", 2 * chunk * shape.embed)
+    plan.add("gate_up", 2 * chunk * 2 * shape.ffn)
+    plan.add("gated", 2 * chunk * shape.ffn)
+    if size.sparse:
+        plan.add("k_mean", 2 * kv_heads * blocks * head_dim)
+        plan.add("v_mean", 2 * kv_heads * blocks * head_dim)
+        plan.add("mass", 4 * heads * blocks * blocks)
+        plan.add("indices", 4 * heads * blocks * blocks)
+        # One a layer, downloaded together when the pass is over.
+        plan.add("counts", 4 * size.num_attending * heads * blocks)
+        plan.add("cut", size.num_attending * heads * blocks)
+    plan.add("positions", 4 * size.num_queries)
+    plan.add("running_max", 4 * size.num_queries * size.num_tokens)
+    plan.add("panel", 4 * size.num_groups * size.num_queries * size.num_chunks)
+    plan.add("chunk_scores", 4 * size.num_chunks)
+    plan.add("tail_scratch", tail_scratch_bytes)
+    return plan
+
+
+class Workspace:
+    """The arena: one allocation, as large as the largest pass so far."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._memory: Memory | None = None
+        self._plan = WorkspacePlan()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held now."""
+        return self._memory.num_bytes if self._memory else 0
+
+    def prepare(self, plan: WorkspacePlan) -> None:
+        """Make room for a pass; its sections are then at `at`. Contents are undefined.
+
+        Raises:
+            OutOfMemory: it does not fit; no arena is held then.
+        """
+        if self.num_bytes < plan.num_bytes:
+            self.close()  # first: both at once might not fit
+            self._memory = self._device.allocate(plan.num_bytes)
+        self._plan = plan
+
+    def at(self, name: str) -> int:
+        """Device address of a section of the plan."""
+        if self._memory is None:
+            raise RuntimeError("the workspace is not prepared")
+        return self._memory.address + self._plan.offsets[name]
+
+    def close(self) -> None:
+        """Give the arena back; the next pass takes a new one. Idempotent."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
