@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from skim.errors import InvalidRequest, NotFound
+from skim.request_checks import (
+    MAX_CONTROL_RANGES,
+    check_request_id,
+    check_sampling,
+    check_speculation,
+    check_whole,
+    require,
+)
 from skim.v1 import common_pb2 as pb
 from skim.v1 import target_pb2
 from skim.wire import ranges_from_proto, spans_from_proto
@@ -29,15 +37,11 @@ from target_svc.request import (
     Started,
     TokenScore,
 )
-from target_svc.sampling import MAX_TOP_LOGPROBS, Sampling
+from target_svc.sampling import Sampling
 
 Response = target_pb2.TargetServiceGenerateResponse
 
 DEFAULT_MAX_TOKENS = 256
-MAX_TEMPERATURE = 100.0
-MAX_STOPS, MAX_STOP_BYTES = 16, 256
-MAX_CONTROL_RANGES = 16_384  # a template writes two a message; 8,192 messages are absurd enough
-MAX_REQUEST_ID = 128
 
 _POSITIONS: dict[int, Positions] = {
     pb.POSITION_MODE_UNSPECIFIED: "auto",
@@ -49,11 +53,6 @@ _END: dict[EndReason, pb.FinishReason] = {
     "stop_text": pb.FINISH_REASON_STOP_TEXT,
     "length": pb.FINISH_REASON_LENGTH,
 }
-
-
-def _require(ok: bool, field: str, got: object, allowed: str) -> None:
-    if not ok:
-        raise InvalidRequest.field_value(f"config.{field}", got, allowed)
 
 
 def ask_from_proto(
@@ -69,13 +68,10 @@ def ask_from_proto(
         NotFound: another model is asked for.
     """
     require_model(config.model, settings)
-    _require(
-        len(config.request_id) <= MAX_REQUEST_ID,
-        "request_id",
-        f"{len(config.request_id)} characters",
-        f"at most {MAX_REQUEST_ID} characters",
-    )
-    _require(config.positions in _POSITIONS, "positions", config.positions, "a known mode")
+    check_request_id(config.request_id)
+    check_sampling(config.sampling)
+    check_speculation(config.speculation)
+    require(config.positions in _POSITIONS, "positions", config.positions, "a known mode")
     ranges = ranges_from_proto(
         config.control_ranges,
         "config.control_ranges",
@@ -88,7 +84,7 @@ def ask_from_proto(
         request_id=config.request_id or str(uuid.uuid4()),
         max_tokens=_max_tokens(sampling, settings.gen_max),
         sampling=_sampling(sampling),
-        stops=_stops(sampling.stop),
+        stops=tuple(sampling.stop),
         ignore_eos=sampling.ignore_eos,
         speculate=speculate,
         draft_tokens=draft_tokens,
@@ -112,53 +108,25 @@ def require_model(name: str, settings: TargetSettings) -> None:
 def _max_tokens(message: pb.SamplingConfig, gen_max: int) -> int:
     if not message.HasField("max_tokens"):
         return min(DEFAULT_MAX_TOKENS, gen_max)
-    got = message.max_tokens
-    _require(1 <= got <= gen_max, "sampling.max_tokens", got, f"in [1, {gen_max}]")
-    return int(got)
+    check_whole(message, "sampling.max_tokens", 1, gen_max)
+    return message.max_tokens
 
 
 def _sampling(message: pb.SamplingConfig) -> Sampling:
-    temperature, top_k = message.temperature, message.top_k
-    top_p = message.top_p if message.HasField("top_p") else 1.0
-    min_p = message.min_p
-    logprobs = message.logprobs if message.HasField("logprobs") else None
-    _require(
-        0.0 <= temperature <= MAX_TEMPERATURE,  # NaN fails every comparison
-        "sampling.temperature",
-        temperature,
-        f"finite and in [0, {MAX_TEMPERATURE:g}]",
+    return Sampling(
+        message.temperature,
+        message.top_k,
+        message.top_p if message.HasField("top_p") else 1.0,
+        message.min_p,
+        message.seed if message.HasField("seed") else secrets.randbits(64),
+        message.logprobs if message.HasField("logprobs") else None,
     )
-    _require(top_k < 1 << 31, "sampling.top_k", top_k, "in [0, 2^31)")
-    _require(0.0 < top_p <= 1.0, "sampling.top_p", top_p, "in (0, 1]")
-    _require(0.0 <= min_p <= 1.0, "sampling.min_p", min_p, "in [0, 1]")
-    _require(
-        logprobs is None or logprobs <= MAX_TOP_LOGPROBS,
-        "sampling.logprobs",
-        logprobs,
-        f"in [0, {MAX_TOP_LOGPROBS}]",
-    )
-    seed = message.seed if message.HasField("seed") else secrets.randbits(64)
-    return Sampling(temperature, top_k, top_p, min_p, seed, logprobs)
-
-
-def _stops(stops: Sequence[str]) -> tuple[str, ...]:
-    _require(
-        len(stops) <= MAX_STOPS, "sampling.stop", f"{len(stops)} texts", f"at most {MAX_STOPS}"
-    )
-    for index, stop in enumerate(stops):
-        size = len(stop.encode())
-        allowed = f"1 to {MAX_STOP_BYTES} bytes"
-        _require(1 <= size <= MAX_STOP_BYTES, f"sampling.stop[{index}]", f"{size} bytes", allowed)
-    return tuple(stops)
 
 
 def _speculation(message: pb.SpeculationConfig, settings: TargetSettings) -> tuple[bool, int]:
-    draft_tokens = settings.draft_tokens
-    if message.HasField("draft_tokens"):
-        draft_tokens = int(message.draft_tokens)
-        _require(1 <= draft_tokens <= 7, "speculation.draft_tokens", draft_tokens, "in [1, 7]")
     enabled = message.enabled if message.HasField("enabled") else settings.speculation
-    return enabled, draft_tokens
+    stated = message.HasField("draft_tokens")
+    return enabled, message.draft_tokens if stated else settings.draft_tokens
 
 
 def plan_from_proto(plan: target_pb2.Plan, prompt: bytes) -> Plan:

@@ -58,7 +58,7 @@ BAD_CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("config.selection.keep_ratio", {"selection": S(keep_ratio=NAN)}),
     ("config.selection.coverage", {"selection": S(coverage=NAN)}),
     ("config.selection.coverage", {"selection": S(coverage=1.01)}),
-    ("config.selection", {"selection": S(keep_ratio=0.1, coverage=0.9)}),
+    ("config.selection.coverage", {"selection": S(keep_ratio=0.1, coverage=0.9)}),
     ("config.selection.min_keep", {"selection": S(min_keep=0.0)}),
     ("config.selection.max_keep", {"selection": S(max_keep=float("inf"))}),
     ("config.selection.max_keep", {"selection": S(min_keep=0.5, max_keep=0.4)}),
