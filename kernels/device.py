@@ -3,8 +3,7 @@
 `kernels.ops` launches through it and `drafter_svc` keeps its memory in it; neither imports `cuda`.
 `kernels.cuda_device.CudaDevice` is the real one; the tests have one that runs the same kernel
 sources on the CPU. One device is one GPU, one stream and one thread: calls are queued in the order
-they are made, and only `download`, `synchronize` and `Mark.wait` block. Nothing here computes or
-imports more than NumPy.
+they are made, and only `download`, `synchronize` and `Mark.wait` block. Nothing here computes.
 
 An argument of a kernel is a Python int (a 64-bit pointer or size), `numpy.int32` or `numpy.float32`
 (a C `int` or `float`), or a `TensorMap` (a `const __grid_constant__` parameter).
@@ -17,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kernels.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,25 @@ class TensorMap:
     row_stride_bytes: int
     box: tuple[int, int]
     handle: Any = None
+
+    def __post_init__(self) -> None:
+        (rows, columns), stride = self.shape, self.row_stride_bytes
+        for name, ok, allowed in (
+            ("address", self.address % 16 == 0, "a multiple of 16"),
+            ("shape", rows >= 1 and columns >= 1, "at least one row and one column"),
+            (
+                "row_stride_bytes",
+                stride % 16 == 0 and 2 * columns <= stride < 1 << 40,
+                f"a multiple of 16, at least a row's {2 * columns} bytes",
+            ),
+            (
+                "box",
+                1 <= self.box[0] <= 256 and self.box[1] in (8, 16, 24, 32, 40, 48, 56, 64),
+                "1 to 256 rows of 8 to 64 columns in steps of 8",
+            ),
+        ):
+            if not ok:
+                raise InvalidArgument.value("tensor_map", name, getattr(self, name), allowed)
 
 
 Arg = int | np.int32 | np.float32 | TensorMap
@@ -102,7 +122,7 @@ class Device(Protocol):
 
     @property
     def arch(self) -> str:
-        """What kernels are compiled for: one of `kernels.specialisation.ARCHS`."""
+        """What kernels are compiled for, such as `sm_90a` (see `kernels.specialisation`)."""
         ...
 
     @property

@@ -1,0 +1,310 @@
+"""One GPU through cuda.core: memory, copies, launches, marks, tensor maps, products.
+
+The `Device` that the drafter runs on; only it and the modules it is made of (`cuda_memory`,
+`compiler`, `gemm`) import `cuda`. Everything is queued on one stream; calls may come from any
+thread, one at a time. No managed memory. Every error of a launch carries the kernel's name; what
+fails later, inside a kernel, is reported by the next call that waits, with the name of the last
+launch, or by the launch itself if `check_each_launch`.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from cuda.bindings import driver
+from cuda.core import Device as Gpu
+from cuda.core import EventOptions, LaunchConfig, ObjectCode, launch
+from numpy.typing import NDArray
+
+from kernels.compiler import Compiler, default_cache_dir
+from kernels.cuda_memory import CudaMemory, Staging, call, encode_tensor_map
+from kernels.device import Arg, KernelSource, Mark, TensorMap
+from kernels.errors import InvalidArgument, KernelError, LaunchError, NoDevice, OutOfMemory
+from kernels.gemm import WORKSPACE_BYTES, Gemm
+
+OLDEST = (8, 0)  # compute capability: bf16 tensor cores and cp.async
+SHARED_BYTES_FREELY = 32 << 10  # dynamic shared memory that no kernel needs permission for
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_MAX_SHARED = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+def arch_of(major: int, minor: int) -> str:
+    """What kernels are compiled for on a compute capability; 9.0 gets its own instructions."""
+    return "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}"
+
+
+class CudaMark:
+    """An event; `Mark` of the protocol."""
+
+    def __init__(self, event: Any, last_launch: str) -> None:
+        self.event, self._last_launch = event, last_launch
+
+    def wait(self) -> None:
+        try:
+            self.event.sync()
+        except Exception as error:  # cuda.core's own tree is private
+            raise _failed_later(self._last_launch, error) from error
+
+    def seconds_since(self, earlier: Mark) -> float:
+        self.wait()
+        return float(self.event - cast(CudaMark, earlier).event) * 1e-3
+
+
+class CudaDevice:
+    """The GPU `ordinal`; see `kernels.device.Device` for what each method promises.
+
+    Args:
+        ordinal: which GPU, as CUDA counts them.
+        cache_dir: where compiled kernels are kept; None keeps none.
+        check_each_launch: wait after every launch, so that a failure names its kernel. Slow.
+
+    Raises:
+        NoDevice: there is no such GPU, no driver, or the GPU is older than compute capability 8.0.
+    """
+
+    def __init__(
+        self,
+        ordinal: int = 0,
+        *,
+        cache_dir: Path | None = default_cache_dir(),  # noqa: B008 (a path, never changed)
+        check_each_launch: bool = False,
+    ) -> None:
+        try:
+            gpu = Gpu(ordinal)
+            gpu.set_current()
+            self._stream = gpu.create_stream()
+        except Exception as error:  # cuda.core's own tree is private; all of it means: no GPU
+            raise NoDevice("device", f"GPU {ordinal} cannot be used: {error}") from error
+        major, minor = gpu.compute_capability
+        if (major, minor) < OLDEST:
+            raise NoDevice(
+                "device",
+                f"{gpu.name} has compute capability {major}.{minor}, "
+                f"allowed is {OLDEST[0]}.{OLDEST[1]} or newer",
+            )
+        self._context = call("cuCtxGetCurrent", driver.cuCtxGetCurrent())
+        self._thread = threading.get_ident()
+        self._ordinal = ordinal
+        self.name: str = gpu.name
+        self.arch = arch_of(major, minor)
+        self.num_sms: int = gpu.properties.multiprocessor_count
+        self._most_shared_bytes: int = gpu.properties.max_shared_memory_per_block_optin
+        self.total_bytes = self._memory_info()[1]
+        self._compiler = Compiler(cache_dir)
+        self._check_each_launch = check_each_launch
+        self._last_launch = "no launch"
+        self._code: dict[tuple[str, tuple[tuple[str, int | str], ...]], ObjectCode] = {}
+        self._kernels: dict[KernelSource, Any] = {}
+        self._shared_bytes: dict[KernelSource, int] = {}  # permitted so far
+        self._live: set[int] = set()
+        self._staging: Staging | None = None
+        self._gemm: Gemm | None = None
+
+    def free_bytes(self) -> int:
+        self._enter()
+        return self._memory_info()[0]
+
+    def allocate(self, num_bytes: int) -> CudaMemory:
+        self._enter()
+        if num_bytes < 1:
+            raise InvalidArgument.value("allocate", "num_bytes", num_bytes, "at least 1")
+        status, address = driver.cuMemAlloc(num_bytes)
+        if int(status) == _OUT_OF_MEMORY:
+            raise OutOfMemory.of("allocate", num_bytes, self._memory_info()[0])
+        self._queued("allocate", (status,))
+        self._live.add(int(address))
+        return CudaMemory(int(address), num_bytes, self._release)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        self._enter()
+        if not array.flags.c_contiguous:
+            raise InvalidArgument.value("upload", "array", array.strides, "C-contiguous")
+        if array.size == 0:
+            return
+        if self._staging is None:
+            self._staging = Staging(self._stream.handle)
+        self._staging.upload(address, array.reshape(-1).view(np.uint8))
+
+    def download(self, address: int, out: NDArray[Any]) -> None:
+        self._enter()
+        if not (out.flags.c_contiguous and out.flags.writeable):
+            raise InvalidArgument.value("download", "out", out.strides, "C-contiguous and writable")
+        if out.size == 0:
+            return
+        self._queued(
+            "download",
+            driver.cuMemcpyDtoHAsync(out.ctypes.data, address, out.nbytes, self._stream.handle),
+        )
+        self.synchronize()
+
+    def fill(self, address: int, num_bytes: int, byte: int = 0) -> None:
+        self._enter()
+        if not 0 <= byte <= 255:
+            raise InvalidArgument.value("fill", "byte", byte, "in 0 to 255")
+        if num_bytes > 0:
+            self._queued(
+                "fill", driver.cuMemsetD8Async(address, byte, num_bytes, self._stream.handle)
+            )
+
+    def launch(
+        self,
+        source: KernelSource,
+        grid: tuple[int, ...],
+        block: int,
+        args: tuple[Arg, ...],
+        *,
+        shared_bytes: int = 0,
+    ) -> None:
+        self._enter()
+        kernel = self._kernels.get(source)
+        if kernel is None:
+            kernel = self._kernels[source] = self._load(source)
+        if shared_bytes > self._shared_bytes.get(source, SHARED_BYTES_FREELY):
+            self._permit(source, kernel, shared_bytes)
+        self._last_launch = str(source)
+        given = (arg.handle if isinstance(arg, TensorMap) else arg for arg in args)
+        try:
+            launch(self._stream, _config(grid, block, shared_bytes), kernel, *given)
+        except Exception as error:  # cuda.core's own tree is private
+            raise LaunchError(
+                str(source),
+                f"launch of grid {grid}, block {block}, {shared_bytes} shared bytes and "
+                f"{len(args)} arguments refused: {error}",
+            ) from error
+        if self._check_each_launch:
+            self.synchronize()
+
+    def tensor_map(
+        self, address: int, shape: tuple[int, int], row_stride_bytes: int, box: tuple[int, int]
+    ) -> TensorMap:
+        self._enter()
+        plain = TensorMap(address, shape, row_stride_bytes, box)
+        try:
+            handle = encode_tensor_map(address, shape, row_stride_bytes, box)
+        except Exception as error:  # cuda.core's own tree is private
+            raise LaunchError(
+                "tensor_map",
+                f"{shape} at {address:#x}, {row_stride_bytes} bytes a row, box {box}: {error}",
+            ) from error
+        return replace(plain, handle=handle)
+
+    def gemm(
+        self,
+        *,
+        x: int,
+        w: int,
+        y: int,
+        m: int,
+        n: int,
+        k: int,
+        ldx: int,
+        ldy: int,
+        accumulate_f32: bool = False,
+    ) -> None:
+        self._enter()
+        if self._gemm is None:
+            workspace = self.allocate(WORKSPACE_BYTES)
+            self._gemm = Gemm(int(self._stream.handle), workspace.address)
+        self._last_launch = "gemm"
+        self._gemm.run(
+            x=x, w=w, y=y, m=m, n=n, k=k, ldx=ldx, ldy=ldy, accumulate_f32=accumulate_f32
+        )
+        if self._check_each_launch:
+            self.synchronize()
+
+    def record(self, timed: bool = True) -> CudaMark:
+        self._enter()
+        try:
+            event = self._stream.record(options=EventOptions(timing_enabled=timed))
+        except Exception as error:  # cuda.core's own tree is private
+            raise _failed_later(self._last_launch, error) from error
+        return CudaMark(event, self._last_launch)
+
+    def synchronize(self) -> None:
+        self._enter()
+        try:
+            self._stream.sync()
+        except Exception as error:  # cuda.core's own tree is private
+            raise _failed_later(self._last_launch, error) from error
+
+    def close(self) -> None:
+        """See `Device.close`; also gives back what allocations are still open."""
+        self._enter()
+        try:
+            self.synchronize()
+        finally:  # after a failed kernel each of these fails too, and the process must end
+            if self._gemm is not None:
+                self._gemm.close()
+                self._gemm = None
+            if self._staging is not None:
+                self._staging.close()
+                self._staging = None
+            for address in list(self._live):
+                self._release(address)
+            self._kernels.clear()
+            self._code.clear()
+            self._stream.close()
+
+    def _enter(self) -> None:
+        """Make the context current where the calling thread is not the last one's."""
+        if threading.get_ident() != self._thread:
+            call("cuCtxSetCurrent", driver.cuCtxSetCurrent(self._context))
+            self._thread = threading.get_ident()
+
+    def _memory_info(self) -> tuple[int, int]:
+        status, free, total = driver.cuMemGetInfo()
+        call("cuMemGetInfo", (status,))
+        return int(free), int(total)
+
+    def _release(self, address: int) -> None:
+        if address in self._live:
+            self._enter()
+            self._live.discard(address)
+            self._queued("free", driver.cuMemFree(address))
+
+    def _queued(self, what: str, result: tuple[Any, ...]) -> None:
+        try:
+            call(what, result)
+        except LaunchError as error:
+            raise LaunchError(what, f"{error}; the last launch was {self._last_launch}") from error
+
+    def _load(self, source: KernelSource) -> Any:
+        unit = (source.file, source.defines)
+        try:
+            if unit not in self._code:
+                cubin = self._compiler.cubin(source, self.arch)
+                self._code[unit] = ObjectCode.from_cubin(cubin, name=source.file)
+            return self._code[unit].get_kernel(source.entry)
+        except KernelError:
+            raise
+        except Exception as error:
+            raise LaunchError(str(source), f"cannot be loaded on {self.arch}: {error}") from error
+
+    def _permit(self, source: KernelSource, kernel: Any, shared_bytes: int) -> None:
+        """Allow a kernel more dynamic shared memory than every kernel has."""
+        allowed = self._most_shared_bytes
+        if shared_bytes > allowed:
+            raise LaunchError(
+                str(source), f"asks for {shared_bytes} bytes of shared memory, allowed is {allowed}"
+            )
+        call(
+            str(source),
+            driver.cuKernelSetAttribute(
+                _MAX_SHARED, shared_bytes, driver.CUkernel(int(kernel.handle)), self._ordinal
+            ),
+        )
+        self._shared_bytes[source] = shared_bytes
+
+
+def _failed_later(last_launch: str, error: Exception) -> LaunchError:
+    return LaunchError(last_launch, f"this launch or work queued before it failed: {error}")
+
+
+@functools.lru_cache(maxsize=4096)  # a pass launches the same few hundred shapes again and again
+def _config(grid: tuple[int, ...], block: int, shared_bytes: int) -> LaunchConfig:
+    return LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
