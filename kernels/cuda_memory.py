@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
-from cuda.core import Buffer, StridedMemoryView
+from cuda.core import Buffer
 from cuda.core._tensor_map import TensorMapDataType, TensorMapL2Promotion, TensorMapSwizzle
+from cuda.core.utils import StridedMemoryView
 from numpy.typing import NDArray
 
 from kernels.errors import LaunchError
