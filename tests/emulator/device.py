@@ -1,0 +1,420 @@
+"""A device without a GPU: runs the kernels' real sources on the CPU, one thread after another.
+
+It implements `kernels.device.Device` for tests and refuses what a GPU would do wrong in silence: an
+access outside an allocation, lanes that diverge at a warp operation, a barrier that nobody reaches,
+data read before its copy was waited for, arguments that do not fit the kernel's signature. Memory
+and shared memory start as 0xff, which is NaN. It says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.device import Arg, KernelSource, Mark, Memory, TensorMap
+from kernels.errors import InvalidArgument, LaunchError, OutOfMemory
+from tests.emulator.build import KERNELS, Edit, build_kernel, load_runtime, source_line
+
+SHARED_LIMITS = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90a": 227 << 10, "sm_100": 227 << 10}
+MAX_THREADS = 1024
+MAP_MAGIC = 0x70616D52534E4554
+Order = Literal["forward", "reverse"]
+
+
+class _Index(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_uint), ("y", ctypes.c_uint), ("z", ctypes.c_uint)]
+
+
+class _Launch(ctypes.Structure):  # the fields of scheduler.h
+    _fields_ = [
+        ("call", ctypes.c_void_p),
+        ("arguments", ctypes.c_void_p),
+        ("static_begin", ctypes.c_void_p),
+        ("static_end", ctypes.c_void_p),
+        ("grid", _Index),
+        ("block", _Index),
+        ("shared_bytes", ctypes.c_uint),
+        ("reverse", ctypes.c_uint),
+        ("workers", ctypes.c_uint),
+        ("padding", ctypes.c_uint),
+        ("fault_address", ctypes.c_uint64),
+        ("fault_instruction", ctypes.c_uint64),
+        ("error", ctypes.c_char * 4096),
+    ]
+
+
+class _MapFields(ctypes.Structure):  # the emulated TMap, hopper.cuh
+    _fields_ = [
+        ("magic", ctypes.c_uint64),
+        ("address", ctypes.c_uint64),
+        ("rows", ctypes.c_uint64),
+        ("columns", ctypes.c_uint64),
+        ("row_stride_bytes", ctypes.c_uint64),
+        ("box_rows", ctypes.c_uint32),
+        ("box_columns", ctypes.c_uint32),
+        ("rest", ctypes.c_uint8 * 80),
+    ]
+
+
+class _Kernel:
+    """One loaded entry."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.library = ctypes.CDLL(str(path))
+        self.call = ctypes.cast(self.library.emu_call, ctypes.c_void_p).value or 0
+        self.base = self.call - _symbol_offset(path, self.call)
+        for name in ("emu_static_begin", "emu_static_end"):
+            getattr(self.library, name).restype = ctypes.c_void_p
+        self.static_begin = self.library.emu_static_begin() or 0
+        self.static_end = self.library.emu_static_end() or 0
+        self.library.emu_signature.restype = ctypes.c_char_p
+        self.signature: str = self.library.emu_signature().decode()
+
+
+def _symbol_offset(path: Path, address: int) -> int:
+    """Offset of a loaded address in its file: address minus the start of the mapping."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, *_ = line.split()
+        begin, end = (int(part, 16) for part in span.split("-"))
+        if begin <= address < end:
+            return address - begin + int(offset, 16)
+    raise ValueError(f"{path} is not mapped")
+
+
+class EmulatedMemory:
+    """One allocation that ends at a page without access; 16-byte aligned, unlike a GPU's 256."""
+
+    def __init__(self, device: EmulatedDevice, address: int, num_bytes: int) -> None:
+        self.address, self.num_bytes = address, num_bytes
+        self._device: EmulatedDevice | None = device
+
+    def close(self) -> None:
+        """Give the bytes back; each later use is an error. A second call does nothing."""
+        if self._device:
+            self._device.release(self.address)
+            self._device = None
+
+
+class EmulatedMark:
+    """A position that is reached when it is recorded."""
+
+    def __init__(self) -> None:
+        self._at_s = time.perf_counter()
+
+    def wait(self) -> None:
+        """Return at once: launches are over when they return."""
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """Host time between the two."""
+        assert isinstance(earlier, EmulatedMark)
+        return self._at_s - earlier._at_s
+
+
+class EmulatedDevice:
+    """The CPU behind the interface of a GPU.
+
+    Args:
+        arch: what the kernels are compiled as; decides which path they take and how much shared
+            memory a block gets.
+        total_bytes: allocations beyond it raise OutOfMemory.
+        order: in which order threads, warps and blocks get to run.
+        check_races: run each launch in both orders, from the same memory, and refuse results that
+            differ in a bit (a missing barrier usually shows). For small sizes.
+        workers: 2 shares the blocks of a launch with a forked process.
+        folder: where the sources lie.
+        edits: defects to plant.
+    """
+
+    def __init__(
+        self,
+        arch: str = "sm_80",
+        *,
+        total_bytes: int = 4 << 30,
+        order: Order = "forward",
+        check_races: bool = False,
+        workers: int = 1,
+        folder: Path = KERNELS,
+        edits: Sequence[Edit] = (),
+    ) -> None:
+        self.name, self.arch, self.num_sms = f"emulated {arch}", arch, 4
+        self.total_bytes = total_bytes
+        self.order: Order = order
+        self.check_races, self.workers = check_races, workers
+        self._folder, self._edits = folder, tuple(edits)
+        self._runtime = load_runtime()
+        self._runtime.emu_allocate.restype = ctypes.c_uint64
+        self._runtime.emu_allocate.argtypes = [ctypes.c_uint64]
+        self._runtime.emu_release.argtypes = [ctypes.c_uint64]
+        self._sizes: dict[int, int] = {}
+        self._kernels: dict[KernelSource, _Kernel] = {}
+
+    # ---- memory ----------------------------------------------------------------------
+
+    def free_bytes(self) -> int:
+        """What the allocations leave of `total_bytes`."""
+        return self.total_bytes - sum(self._sizes.values())
+
+    def allocate(self, num_bytes: int) -> Memory:
+        """Reserve bytes, each 0xff."""
+        if num_bytes < 1:
+            raise InvalidArgument.value("allocate", "num_bytes", num_bytes, "at least 1")
+        if num_bytes > self.free_bytes():
+            raise OutOfMemory.of("allocate", num_bytes, self.free_bytes())
+        address = self._runtime.emu_allocate(num_bytes)
+        if not address:
+            raise OutOfMemory.of("allocate", num_bytes, 0)
+        self._sizes[address] = num_bytes
+        return EmulatedMemory(self, address, num_bytes)
+
+    def release(self, address: int) -> None:
+        """End an allocation (EmulatedMemory.close)."""
+        if self._sizes.pop(address, None) is not None:
+            self._runtime.emu_release(address)
+
+    def _inside(self, address: int, num_bytes: int) -> bool:
+        starts = sorted(self._sizes)
+        place = bisect_right(starts, address) - 1
+        if place < 0:
+            return False
+        return address + num_bytes <= starts[place] + self._sizes[starts[place]]
+
+    def _view(self, what: str, address: int, num_bytes: int) -> NDArray[np.uint8]:
+        if not self._inside(address, num_bytes):
+            got = f"{num_bytes} bytes at {address:#x}"
+            raise InvalidArgument.value(what, "the range", got, "inside one allocation")
+        return np.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), np.uint8)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy a C-contiguous host array to the device."""
+        if not array.flags.c_contiguous:
+            raise InvalidArgument.value("upload", "array", array.strides, "C-contiguous")
+        self._view("upload", address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+
+    def download(self, address: int, out: NDArray[Any]) -> None:
+        """Fill a C-contiguous host array from the device."""
+        if not out.flags.c_contiguous:
+            raise InvalidArgument.value("download", "out", out.strides, "C-contiguous")
+        out.reshape(-1).view(np.uint8)[:] = self._view("download", address, out.nbytes)
+
+    def fill(self, address: int, num_bytes: int, byte: int = 0) -> None:
+        """Set bytes to one value."""
+        self._view("fill", address, num_bytes)[:] = byte
+
+    # ---- launches ----------------------------------------------------------------------
+
+    def launch(
+        self,
+        source: KernelSource,
+        grid: tuple[int, ...],
+        block: int,
+        args: tuple[Arg, ...],
+        *,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Run one kernel to its end; LaunchError says what a GPU would have done wrong."""
+        kernel = self._kernels.get(source)
+        if kernel is None:
+            path = build_kernel(source, self.arch, folder=self._folder, edits=self._edits)
+            kernel = self._kernels[source] = _Kernel(path)
+        self._check_sizes(source, grid, block, shared_bytes, kernel)
+        arguments = self._arguments(source, kernel.signature, args)
+        shape = (tuple(grid) + (1, 1))[:3]
+        if not self.check_races:
+            self._run(source, kernel, shape, block, arguments, shared_bytes, self.order)
+            return
+        before = self._snapshot()
+        self._run(source, kernel, shape, block, arguments, shared_bytes, "forward")
+        forward = self._snapshot()
+        for address, content in before.items():
+            self.upload(address, content)
+        self._run(source, kernel, shape, block, arguments, shared_bytes, "reverse")
+        for address, content in self._snapshot().items():
+            differing = np.flatnonzero(content != forward[address])
+            if differing.size:
+                raise LaunchError(
+                    str(source),
+                    f"a race: {differing.size} bytes of the {self._sizes[address]} at {address:#x}"
+                    f" depend on the order of the threads, first at byte {differing[0]}",
+                )
+
+    def _snapshot(self) -> dict[int, NDArray[np.uint8]]:
+        return {a: self._view("snapshot", a, size).copy() for a, size in self._sizes.items()}
+
+    def _check_sizes(
+        self,
+        source: KernelSource,
+        grid: tuple[int, ...],
+        block: int,
+        shared_bytes: int,
+        kernel: _Kernel,
+    ) -> None:
+        limits = (2**31 - 1, 65535, 65535)
+        if not 1 <= len(grid) <= 3 or not all(
+            1 <= size <= limit for size, limit in zip(grid, limits, strict=False)
+        ):
+            raise LaunchError(str(source), f"grid {grid}, allowed 1 to {limits}")
+        if not 1 <= block <= MAX_THREADS:
+            raise LaunchError(str(source), f"a block of {block} threads, allowed 1 to 1024")
+        shared = shared_bytes + kernel.static_end - kernel.static_begin
+        limit = SHARED_LIMITS[self.arch]
+        if not 0 <= shared_bytes or shared > limit:
+            raise LaunchError(str(source), f"{shared} bytes of shared memory, allowed {limit}")
+
+    def _arguments(
+        self, source: KernelSource, signature: str, args: tuple[Arg, ...]
+    ) -> list[ctypes._SimpleCData[Any] | ctypes.Structure]:
+        if len(args) != len(signature):
+            raise LaunchError(
+                str(source), f"{len(args)} arguments for {len(signature)} parameters ({signature})"
+            )
+        packed: list[ctypes._SimpleCData[Any] | ctypes.Structure] = []
+        for position, (code, arg) in enumerate(zip(signature, args, strict=True)):
+            if code in "pl" and type(arg) is int:
+                if code == "p" and arg and not self._inside(arg, 0):
+                    raise LaunchError(
+                        str(source), f"argument {position}, {arg:#x}, is no device pointer"
+                    )
+                packed.append(ctypes.c_uint64(arg & (2**64 - 1)))
+            elif code == "i" and isinstance(arg, np.int32):
+                packed.append(ctypes.c_int32(int(arg)))
+            elif code == "f" and isinstance(arg, np.float32):
+                packed.append(ctypes.c_float(float(arg)))
+            elif code == "T" and isinstance(arg, TensorMap):
+                rows, columns = arg.shape
+                stride = arg.row_stride_bytes
+                packed.append(_MapFields(MAP_MAGIC, arg.address, rows, columns, stride, *arg.box))
+            else:
+                raise LaunchError(
+                    str(source),
+                    f"argument {position} is a {type(arg).__name__}, the parameter takes "
+                    f"{_PARAMETERS.get(code, 'something no argument can be')}",
+                )
+        return packed
+
+    def _run(
+        self,
+        source: KernelSource,
+        kernel: _Kernel,
+        grid: tuple[int, ...],
+        block: int,
+        arguments: list[ctypes._SimpleCData[Any] | ctypes.Structure],
+        shared_bytes: int,
+        order: Order,
+    ) -> None:
+        pointers = (ctypes.c_void_p * max(1, len(arguments)))(
+            *(ctypes.addressof(argument) for argument in arguments)
+        )
+        launch = _Launch(
+            kernel.call,
+            ctypes.addressof(pointers),
+            kernel.static_begin,
+            kernel.static_end,
+            _Index(*grid),
+            _Index(block, 1, 1),
+            shared_bytes,
+            order == "reverse",
+            self.workers,
+        )
+        if self._runtime.emu_launch(ctypes.byref(launch)):
+            raise LaunchError(str(source), self._explain(kernel, launch))
+
+    def _explain(self, kernel: _Kernel, launch: _Launch) -> str:
+        text = launch.error.decode(errors="replace")
+        if launch.fault_instruction:
+            line = source_line(kernel.path, launch.fault_instruction - kernel.base)
+            text += f" at {line}" if line else ""
+        at = launch.fault_address
+        for address, size in self._sizes.items():
+            if address - 4096 <= at < address + size + 4096 and not address <= at < address + size:
+                side = f"{at - address - size} bytes past the end" if at >= address else "before"
+                return f"{text}, {at:#x}: {side} of the {size} bytes at {address:#x}"
+        return f"{text}, {at:#x}" if at else text
+
+    def tensor_map(
+        self, address: int, shape: tuple[int, int], row_stride_bytes: int, box: tuple[int, int]
+    ) -> TensorMap:
+        """Describe a bf16 matrix to the emulated copy engine."""
+        rows, columns = shape
+        allowed = (
+            address % 16 == 0
+            and row_stride_bytes % 16 == 0
+            and row_stride_bytes >= 2 * columns
+            and 1 <= box[0] <= 256
+            and 1 <= box[1] <= 64
+            and box[1] % 8 == 0
+            and rows >= 1
+            and columns >= 1
+        )
+        if not allowed:
+            got = (hex(address), shape, row_stride_bytes, box)
+            raise InvalidArgument.value(
+                "tensor_map", "address, shape, stride, box", got, "as in kernels.device.TensorMap"
+            )
+        last = (rows - 1) * row_stride_bytes + 2 * columns
+        self._view("tensor_map", address, last)
+        return TensorMap(address, shape, row_stride_bytes, box)
+
+    # ---- matrix product ----------------------------------------------------------------------
+
+    def gemm(
+        self,
+        *,
+        x: int,
+        w: int,
+        y: int,
+        m: int,
+        n: int,
+        k: int,
+        ldx: int,
+        ldy: int,
+        accumulate_f32: bool = False,
+    ) -> None:
+        """Y = X W^T with fp32 sums, or Y += X W^T in float32."""
+        if min(m, n, k) < 1 or ldx < k or ldy < n:
+            raise InvalidArgument.value("gemm", "m, n, k, ldx, ldy", (m, n, k, ldx, ldy), "fitting")
+        product = self._floats("gemm x", x, m, k, ldx) @ self._floats("gemm w", w, n, k, k).T
+        size = 4 if accumulate_f32 else 2
+        raw = self._view("gemm y", y, ((m - 1) * ldy + n) * size)
+        kind = np.float32 if accumulate_f32 else np.uint16
+        out = np.lib.stride_tricks.as_strided(raw.view(kind), (m, n), (ldy * size, size))
+        if accumulate_f32:
+            out += product
+        else:
+            bits = product.view(np.uint32)
+            out[:] = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+
+    def _floats(self, what: str, address: int, rows: int, columns: int, ld: int) -> Any:
+        raw = self._view(what, address, ((rows - 1) * ld + columns) * 2).view(np.uint16)
+        bits = np.lib.stride_tricks.as_strided(raw, (rows, columns), (ld * 2, 2))
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+
+    # ---- order ----------------------------------------------------------------------
+
+    def record(self, timed: bool = True) -> Mark:
+        """The present moment."""
+        return EmulatedMark()
+
+    def synchronize(self) -> None:
+        """Nothing is under way."""
+
+    def close(self) -> None:
+        """Give all memory back."""
+        for address in list(self._sizes):
+            self.release(address)
+
+
+_PARAMETERS = {
+    "p": "a pointer (int)",
+    "l": "a 64-bit integer (int)",
+    "i": "a 32-bit integer (numpy.int32)",
+    "f": "a float (numpy.float32)",
+    "T": "a TensorMap",
+}

@@ -1,0 +1,57 @@
+// What the emulated kernels and the runtime know of each other.
+//
+// A kernel's source is compiled as C++ with this header and cuda.h included first; the runtime
+// (runtime.cpp, copies.cpp, matrix.cpp) is one shared object that is loaded before it. The threads of
+// a block are fibers of one OS thread: a thread runs until it waits for others, then the next one
+// runs. So plain globals are enough, and the order of the threads is known and can be chosen.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+namespace emu {
+
+struct Index {
+  unsigned x, y, z;
+};
+
+extern const Index* thread_index;  // of the running thread
+extern Index block_index, block_size, grid_size;
+
+// A warp-wide operation. The last lane of the mask to arrive runs it for all of them: `lanes[i]` is
+// what lane i passed to `collective`, valid until its call returns.
+struct Operation {
+  const char* name;
+  void (*run)(void** lanes, unsigned mask);
+};
+
+// End the launch with an error that names kernel, block and thread.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// Meet the lanes of `mask` at `operation`; fails if one of them is at another operation or gone.
+void collective(const Operation& operation, void* argument, unsigned mask = 0xffffffffu);
+
+// Barrier `id` of the block: arrive, and wait for `threads` threads in all. 0 threads: the block.
+void barrier(const char* name, unsigned id, unsigned threads, bool wait);
+
+unsigned thread_number();  // in the block
+unsigned char* dynamic_shared();
+
+// Shared memory by its 32-bit address: dynamic memory from 1024 on, static from STATIC_SHARED on.
+constexpr unsigned DYNAMIC_SHARED = 1024, STATIC_SHARED = 0x40000;
+unsigned shared_address(const void* pointer);
+unsigned char* shared_pointer(unsigned address, size_t bytes, size_t alignment, const char* what);
+void check_global(const void* pointer, size_t bytes, size_t alignment, const char* what);
+
+// cp.async: 16 bytes are undefined from the issue on and land when their group is waited for.
+void copy_issue(unsigned shared, const void* global, bool valid);
+void copy_commit();
+void copy_wait(unsigned pending);
+
+// C[16, 8] += A[16, 16] B[16, 8] in fp32, k ascending.
+void multiply_16x8x16(float c[16][8], const float a[16][16], const float b[16][8]);
+
+}  // namespace emu

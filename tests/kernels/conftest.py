@@ -1,0 +1,52 @@
+"""The devices that kernel tests run on: always the emulated one, and the GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kernels.device import Device
+from kernels.errors import NoDevice
+from tests.emulator.device import EmulatedDevice
+from tests.tools import require_tool
+
+GPU = pytest.param("gpu", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> Iterator[Device]:
+    """The GPU of this machine, opened once; skips where there is none."""
+    try:
+        from kernels.cuda_device import CudaDevice
+
+        device = CudaDevice()
+    except (ImportError, NoDevice) as error:
+        pytest.skip(f"needs a CUDA device: {error}")
+    yield device
+    device.close()
+
+
+@pytest.fixture(params=["emulated", GPU])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """A device for the portable kernels, with no memory taken."""
+    yield from _opened(request, "sm_80")
+
+
+@pytest.fixture(params=["emulated", GPU])
+def hopper_device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """A device for the kernels that need TMA and wgmma; a GPU of another kind is skipped."""
+    yield from _opened(request, "sm_90a")
+
+
+def _opened(request: pytest.FixtureRequest, arch: str) -> Iterator[Device]:
+    if request.param == "emulated":
+        require_tool("g++")
+        emulated = EmulatedDevice(arch)
+        yield emulated
+        emulated.close()
+        return
+    device: Device = request.getfixturevalue("cuda_device")
+    if arch == "sm_90a" and device.arch != arch:
+        pytest.skip(f"needs a Hopper GPU, this one is {device.arch}")
+    yield device
