@@ -15,18 +15,16 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
-import argparse
 import asyncio
 import sys
-from pathlib import Path
 
 from drafter_svc.admin import AdminServicer
 from drafter_svc.config import DrafterSettings
 from drafter_svc.drafter import check_backend
 from drafter_svc.host import DrafterHost
 from drafter_svc.service import DrafterServicer
-from skim.errors import ConfigError, ModelFileError, SkimError
-from skim.log import configure, get_logger
+from skim.log import get_logger
+from skim.process import run_service
 from skim.rpc import RpcServer
 from skim.v1 import admin_pb2, admin_pb2_grpc, drafter_pb2, drafter_pb2_grpc
 
@@ -77,25 +75,5 @@ def _stop_if_failed(task: asyncio.Task[None], server: RpcServer) -> None:
         server.request_stop()
 
 
-def main() -> int:
-    """Read the settings, serve, and turn errors into one line."""
-    parser = argparse.ArgumentParser(prog="python -m drafter_svc", description=__doc__)
-    parser.add_argument("--config", type=Path, help="TOML file with a [drafter] table")
-    parser.add_argument("--model", type=Path, help="GGUF file; beats SKIM_DRAFTER_MODEL")
-    options = parser.parse_args()
-    try:
-        settings = DrafterSettings.load(file=options.config, overrides={"model": options.model})
-        configure("drafter", settings.log_level, pretty=settings.log_pretty)
-        log.info("starting", **settings.describe())
-        asyncio.run(serve(settings))
-    except (ConfigError, ModelFileError) as error:
-        print(f"drafter: {error.message}", file=sys.stderr)
-        return 2
-    except SkimError as error:
-        print(f"drafter: {error.message}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_service("drafter_svc", __doc__, DrafterSettings, serve))

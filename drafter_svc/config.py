@@ -15,15 +15,14 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from drafter_svc.backend import AttentionConfig
 from drafter_svc.selection import SelectionConfig
-from skim.config import Settings, settings_config
+from skim.config import ServiceSettings, settings_config
 
-LogLevel = Literal["debug", "info", "warning", "error"]
 BackendName = Literal["auto", "cpu", "cuda"]
 ScorerName = Literal["specprefill", "mid_layer", "lexical", "ends", "random"]
 NAMED_MODEL = re.compile(r"([A-Za-z0-9._-]{1,64})=(\S.*)")
 
 
-class DrafterSettings(Settings):
+class DrafterSettings(ServiceSettings):
     """Settings of one drafter. Sizes in tokens or bytes, times in seconds, as the names say."""
 
     table: ClassVar[str] = "drafter"
@@ -89,11 +88,6 @@ class DrafterSettings(Settings):
 
     # Threads that wait for the rest of a prompt's tokens.
     tokenise_threads: int = Field(default=2, ge=1, le=64)
-    # Seconds that running requests get at SIGTERM.
-    grace_s: float = Field(default=30.0, ge=0.0, le=3_600.0)
-    log_level: LogLevel = "info"
-    # Lines for people instead of JSON.
-    log_pretty: bool = False
 
     @field_validator("pool_kernel")
     @classmethod

@@ -7,17 +7,15 @@ exit status 2.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
-from pathlib import Path
 
 from gateway.admin import AdminServicer
 from gateway.config import GatewaySettings
 from gateway.peers import Peers
 from gateway.service import GatewayServicer
-from skim.errors import ConfigError
-from skim.log import configure, get_logger
+from skim.log import get_logger
+from skim.process import run_service
 from skim.rpc import RpcServer
 from skim.v1 import admin_pb2, admin_pb2_grpc, gateway_pb2, gateway_pb2_grpc
 
@@ -85,21 +83,5 @@ async def serve(settings: GatewaySettings) -> None:
         await gateway.close()
 
 
-def main() -> int:
-    """Read the settings, serve, and turn a bad setting into one line."""
-    parser = argparse.ArgumentParser(prog="python -m gateway", description=__doc__)
-    parser.add_argument("--config", type=Path, help="TOML file with a [gateway] table")
-    options = parser.parse_args()
-    try:
-        settings = GatewaySettings.load(file=options.config)
-        configure("gateway", settings.log_level, pretty=settings.log_pretty)
-        get_logger().info("starting", **settings.describe())
-        asyncio.run(serve(settings))
-    except ConfigError as error:
-        print(f"gateway: {error.message}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_service("gateway", __doc__, GatewaySettings, serve))

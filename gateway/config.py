@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, SecretStr, field_validator
 
-from skim.config import Settings, settings_config
+from skim.config import ServiceSettings, settings_config
 from skim.errors import ConfigError
 
-LogLevel = Literal["debug", "info", "warning", "error"]
 DRAFTER = re.compile(r"([A-Za-z0-9._-]{1,64})=(\S+)")
 
 
-class GatewaySettings(Settings):
+class GatewaySettings(ServiceSettings):
     """Settings of one gateway. Sizes in bytes or tokens, times in seconds, as the names say."""
 
     table: ClassVar[str] = "gateway"
@@ -60,11 +59,6 @@ class GatewaySettings(Settings):
 
     # How often the services behind are asked for their health, beside being watched.
     health_interval_s: float = Field(default=2.0, gt=0.0, le=3_600.0)
-    # Seconds that running requests get at SIGTERM.
-    grace_s: float = Field(default=30.0, ge=0.0, le=3_600.0)
-    log_level: LogLevel = "info"
-    # Lines for people instead of JSON.
-    log_pretty: bool = False
 
     @field_validator("drafters")
     @classmethod

@@ -1,8 +1,8 @@
 """Settings: one frozen object a process, read once from overrides, environment and a TOML file.
 
-Each service subclasses `Settings` with its own prefix (`SKIM_GATEWAY_`, …) and reads the table of
-the same name from the file. Later sources lose: overrides, then environment, then file, then the
-defaults. Refuses unknown names, so that a typo never passes for a default.
+Each service subclasses `ServiceSettings` with its own prefix (`SKIM_GATEWAY_`, …) and reads the
+table of the same name from the file. Later sources lose: overrides, then environment, then file,
+then the defaults. Refuses unknown names, so that a typo never passes for a default.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -26,7 +26,7 @@ from skim.errors import ConfigError
 
 
 class Settings(BaseSettings):
-    """Base of the services' settings.
+    """Reading, checking and showing.
 
     Subclasses set `table` (the TOML table) and `model_config = settings_config("SKIM_X_")`.
     """
@@ -105,6 +105,16 @@ class Settings(BaseSettings):
             name: "(set)" if isinstance(value, SecretStr) else str(value)
             for name, value in self.model_dump().items()
         }
+
+
+class ServiceSettings(Settings):
+    """What every service can be told besides its own settings."""
+
+    # Seconds that running requests get at SIGTERM.
+    grace_s: float = Field(default=30.0, ge=0.0, le=3_600.0)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # Lines for people instead of JSON.
+    log_pretty: bool = False
 
 
 def settings_config(env_prefix: str) -> SettingsConfigDict:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,10 +23,6 @@ from grpc_reflection.v1alpha import reflection
 from skim.errors import ConfigError, EngineFault, SkimError, Unavailable
 from skim.log import get_logger
 from skim.rpc_errors import abort
-
-# gRPC's own lines on standard error are not JSON, and say nothing that an error of ours does not.
-# It reads this when the first channel or server is made.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 MAX_MESSAGE_BYTES = 8 << 20
 # How long a refused caller may go on sending, and how long silence tells that it has stopped.

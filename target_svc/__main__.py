@@ -7,13 +7,11 @@ status 2; an engine that dies for good is status 1, so that a supervisor starts 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
-from pathlib import Path
 
-from skim.errors import ConfigError, ModelFileError, SkimError
-from skim.log import configure, get_logger
+from skim.log import get_logger
+from skim.process import run_service
 from skim.rpc import RpcServer
 from skim.v1 import (
     admin_pb2,
@@ -91,25 +89,5 @@ async def serve(settings: TargetSettings) -> None:
         raise failures[0]
 
 
-def main() -> int:
-    """Read the settings, serve, and turn errors into one line."""
-    parser = argparse.ArgumentParser(prog="python -m target_svc", description=__doc__)
-    parser.add_argument("--config", type=Path, help="TOML file with a [target] table")
-    parser.add_argument("--model", type=Path, help="GGUF file; beats SKIM_TARGET_MODEL")
-    options = parser.parse_args()
-    try:
-        settings = TargetSettings.load(file=options.config, overrides={"model": options.model})
-        configure("target", settings.log_level, pretty=settings.log_pretty)
-        log.info("starting", **settings.describe())
-        asyncio.run(serve(settings))
-    except (ConfigError, ModelFileError) as error:
-        print(f"target: {error.message}", file=sys.stderr)
-        return 2
-    except SkimError as error:
-        print(f"target: {error.message}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_service("target_svc", __doc__, TargetSettings, serve))

@@ -7,19 +7,18 @@ before a socket is bound or a child is started.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
-from skim.config import Settings, settings_config
+from skim.config import ServiceSettings, settings_config
 from target_svc.messages import EngineConfig, KvType
 
-LogLevel = Literal["debug", "info", "warning", "error"]
 # The engine's own bound on waiting requests: far above ours, so that ours answers first.
 ENGINE_QUEUE_MARGIN = 8
 
 
-class TargetSettings(Settings):
+class TargetSettings(ServiceSettings):
     """Settings of one target. Sizes in tokens or bytes, times in seconds, as the names say."""
 
     table: ClassVar[str] = "target"
@@ -80,12 +79,6 @@ class TargetSettings(Settings):
     flush_s: float = Field(default=0.02, ge=0.0, le=1.0)
     # Threads that tokenise.
     tokenise_threads: int = Field(default=2, ge=1, le=64)
-
-    # Seconds that running requests get at SIGTERM.
-    grace_s: float = Field(default=30.0, ge=0.0, le=3_600.0)
-    log_level: LogLevel = "info"
-    # Lines for people instead of JSON.
-    log_pretty: bool = False
 
     @property
     def model_name(self) -> str:
