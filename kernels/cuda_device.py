@@ -21,7 +21,7 @@ from cuda.core import Device as Gpu
 from cuda.core import EventOptions, LaunchConfig, ObjectCode, launch
 from numpy.typing import NDArray
 
-from kernels.compiler import Compiler, default_cache_dir
+from kernels.compiler import SOURCES, Compiler, default_cache_dir
 from kernels.cuda_memory import CudaMemory, Staging, call, encode_tensor_map
 from kernels.device import Arg, KernelSource, Mark, TensorMap
 from kernels.errors import InvalidArgument, KernelError, LaunchError, NoDevice, OutOfMemory
@@ -61,6 +61,7 @@ class CudaDevice:
     Args:
         ordinal: which GPU, as CUDA counts them.
         cache_dir: where compiled kernels are kept; None keeps none.
+        sources: the folder of the .cu files.
         check_each_launch: wait after every launch, so that a failure names its kernel. Slow.
 
     Raises:
@@ -72,6 +73,7 @@ class CudaDevice:
         ordinal: int = 0,
         *,
         cache_dir: Path | None = default_cache_dir(),  # noqa: B008 (a path, never changed)
+        sources: Path = SOURCES,
         check_each_launch: bool = False,
     ) -> None:
         try:
@@ -95,7 +97,7 @@ class CudaDevice:
         self.num_sms: int = gpu.properties.multiprocessor_count
         self._most_shared_bytes: int = gpu.properties.max_shared_memory_per_block_optin
         self.total_bytes = self._memory_info()[1]
-        self._compiler = Compiler(cache_dir)
+        self._compiler = Compiler(cache_dir, sources)
         self._check_each_launch = check_each_launch
         self._last_launch = "no launch"
         self._code: dict[tuple[str, tuple[tuple[str, int | str], ...]], ObjectCode] = {}
