@@ -1,8 +1,8 @@
 // Types, constants, bf16 conversion and warp reductions that every kernel shares.
 //
-// Included first by each kernel. Needs no standard header and holds no assembly (that is ptx.cuh and
-// hopper.cuh). The tests compile the same text with a C++ compiler and run it on the CPU: they define
-// SKIM_EMULATED and give the CUDA language by a header of their own.
+// Included first by each kernel. Needs no standard header and holds no assembly (that is ptx.cuh
+// and hopper.cuh). The tests compile the same text with a C++ compiler and run it on the CPU: they
+// define SKIM_EMULATED and give the CUDA language by a header of their own.
 //
 // bf16 is kept as its 16 raw bits. Rows are row-major. Nothing here synchronises more than a warp.
 #pragma once
@@ -22,7 +22,7 @@ constexpr u32 FULL_WARP = 0xffffffffu;
 constexpr float LOG2E = 1.4426950408889634f;  // exp(x) = exp2(x * LOG2E)
 constexpr float LOG2_BLOCK_TOKENS = 7.0f;     // a block's mean stands for 128 tokens
 
-// Dynamic shared memory of the block as bytes, 1024-byte aligned (what the 128-byte swizzle asks for).
+// Dynamic shared memory of the block as bytes, 1024-byte aligned, which the 128-byte swizzle asks.
 #ifdef SKIM_EMULATED
 #define SKIM_SHARED(name) unsigned char* const name = emu::dynamic_shared()
 #else
@@ -37,7 +37,7 @@ __device__ __forceinline__ float negative_infinity() { return __int_as_float(0xf
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % WARP; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / WARP; }
 
-// ---- bf16 ----------------------------------------------------------------------------------------
+// ---- bf16 ---------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float bf16_to_float(bf16 bits) {
   return __uint_as_float(static_cast<u32>(bits) << 16);
@@ -54,7 +54,7 @@ __device__ __forceinline__ bf16 float_to_bf16(float value) {
 __device__ __forceinline__ float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// ---- reductions in a warp: the same order and so the same bits in every lane -----------------------
+// ---- reductions in a warp: the same order and so the same bits in every lane --------------------
 
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll

@@ -1,8 +1,8 @@
-// The machine instructions of the portable kernels (sm_80 and up); the only inline PTX beside hopper.cuh.
+// The machine instructions of the portable kernels (sm_80 and up): all inline PTX but hopper.cuh's.
 //
-// Layouts are those of the PTX ISA ("Matrix Fragments for mma.m16n8k16", "ldmatrix"). In every table
-// lane = 4 g + t with g = lane / 4 (0..7) and t = lane % 4. A register of two bf16 holds the element
-// with the lower index in its low half.
+// Layouts are those of the PTX ISA ("Matrix Fragments for mma.m16n8k16", "ldmatrix"). In every
+// table lane = 4 g + t with g = lane / 4 (0..7) and t = lane % 4. A register of two bf16 holds the
+// element with the lower index in its low half.
 //
 //   mma_m16n8k16: C[16, 8] += A[16, 16] B[16, 8], fp32 sums of bf16 products
 //     a[0] = A[g    ][2t, 2t+1]        a[1] = A[g + 8][2t, 2t+1]
@@ -10,19 +10,22 @@
 //     b0   = B[2t, 2t+1][g]            b1   = B[2t+8, 2t+9][g]
 //     c[0], c[1] = C[g][2t], C[g][2t+1]          c[2], c[3] = C[g + 8][2t], C[g + 8][2t+1]
 //   Two accumulators side by side (columns 0..7 and 8..15) are, packed to bf16, an A operand:
-//     a[0] = pack(c0[0], c0[1]), a[1] = pack(c0[2], c0[3]), a[2] = pack(c1[0], c1[1]), a[3] = pack(c1[2], c1[3]).
+//     a[0], a[1] = pack(c0[0], c0[1]), pack(c0[2], c0[3]);  a[2], a[3] the same of c1.
 //
 //   ldmatrix_x4: four 8x8 matrices of bf16; lane 8 i + r gives the address of row r of matrix i (16
 //     bytes, 16-byte aligned); afterwards r[i] = matrix_i[g][2t, 2t+1].
 //   ldmatrix_x4_trans: the same addresses; afterwards r[i] = matrix_i[2t, 2t+1][g].
 //   So, with S row-major in shared memory:
-//     A operand from S[m][k]: lane's row = m0 + lane % 16, column = k0 + (lane / 16) * 8; r = a.
-//     B operand from S[n][k] (K of attention), 16 rows n0..n0+15: row = n0 + lane % 8 + (lane / 16) * 8,
-//       column = k0 + (lane / 8 % 2) * 8; r[0], r[1] = b0, b1 of n0..n0+7; r[2], r[3] of n0+8..n0+15.
-//     B operand from S[k][n] (V of attention), with _trans, 16 columns n0..n0+15: row = k0 + lane % 16,
-//       column = n0 + (lane / 16) * 8; r[0], r[1] = b0, b1 of n0..n0+7; r[2], r[3] of n0+8..n0+15.
+//     A operand from S[m][k]: row = m0 + lane % 16, column = k0 + (lane / 16) * 8; r = a.
+//     B operand from S[n][k] (K of attention), 16 rows n0..n0+15: row = n0 + lane % 8 +
+//       (lane / 16) * 8, column = k0 + (lane / 8 % 2) * 8; r[0], r[1] = b0, b1 of n0..n0+7;
+//       r[2], r[3] of n0+8..n0+15.
+//     B operand from S[k][n] (V of attention), with _trans, 16 columns n0..n0+15: row = k0 +
+//       lane % 16, column = n0 + (lane / 16) * 8; r[0], r[1] = b0, b1 of n0..n0+7; r[2], r[3] of
+//       n0+8..n0+15.
 //
-// Asynchronous copies belong to the thread that issued them: wait, then a barrier, then others may read.
+// Asynchronous copies belong to the thread that issued them: it waits, then a barrier, then others
+// may read.
 #pragma once
 
 #include "common.cuh"
@@ -46,7 +49,9 @@ __device__ __forceinline__ void cp_async_16(u32 shared, const void* global, bool
 }
 
 // Close a group: all copies of this thread since the last one.
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // Wait until at most PENDING of this thread's latest groups are still under way.
 template <int PENDING>
