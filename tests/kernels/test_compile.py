@@ -59,6 +59,11 @@ def units() -> dict[Unit, list[Family]]:
 UNITS = units()
 
 
+def _label(unit: Unit) -> str:
+    file, defines, arch = unit
+    return f"{KernelSource(file, file, defines)}-{arch}"
+
+
 def _report(unit: Unit) -> dict[str, Any]:
     from kernels.compiler import Compiler
 
@@ -76,7 +81,7 @@ def reports() -> Iterator[dict[Unit, Future[dict[str, Any]]]]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: f"{KernelSource(*unit)}-{unit[2]}")
+@pytest.mark.parametrize("unit", UNITS, ids=_label)
 def test_kernel_compiles_and_spills_no_register(
     unit: Unit, reports: dict[Unit, Future[dict[str, Any]]]
 ) -> None:
