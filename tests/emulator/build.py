@@ -23,7 +23,7 @@ from kernels.errors import CompileError
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "kernels" / "cuda"
 INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
-RUNTIME = ("runtime.cpp", "copies.cpp", "matrix.cpp")
+RUNTIME = ("runtime.cpp", "copies.cpp", "tensor_copies.cpp", "products.cpp")
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-g1", "-ffp-contract=off")
 KERNEL_FLAGS = (
     *FLAGS,
@@ -104,14 +104,15 @@ def load_runtime() -> ctypes.CDLL:
 
 
 def _sources(file: str, folder: Path, edits: Sequence[Edit]) -> dict[str, str]:
-    """The kernel's file and all it includes from `folder`, edited: text by name."""
+    """The kernel's file and what it includes, from `folder` or else `KERNELS`: text by name."""
     found: dict[str, str] = {}
     waiting = [file]
     while waiting:
         name = waiting.pop()
-        if name in found or not (folder / name).exists():
+        place = next((at / name for at in (folder, KERNELS) if (at / name).exists()), None)
+        if name in found or place is None:
             continue
-        found[name] = (folder / name).read_text(encoding="utf-8")
+        found[name] = place.read_text(encoding="utf-8")
         waiting += INCLUDE.findall(found[name])
     for edit in edits:
         if edit.file not in found:

@@ -22,7 +22,7 @@
 #define gridDim (emu::grid_size)
 constexpr int warpSize = 32;
 
-// ---- vector types, aligned as CUDA aligns them -----------------------------------------------------
+// ---- vector types, aligned as CUDA aligns them --------------------------------------------------
 
 #define EMU_VECTORS(type, name, bytes)                                              \
   struct __attribute__((aligned(2 * bytes))) name##2 { type x, y; };                \
@@ -45,7 +45,7 @@ EMU_VECTORS(unsigned long long, ulonglong, 8)
 EMU_VECTORS(double, double, 8)
 #undef EMU_VECTORS
 
-// ---- arithmetic --------------------------------------------------------------------------------------
+// ---- arithmetic ---------------------------------------------------------------------------------
 
 #define EMU_MIN_MAX(type)                                         \
   inline type min(type a, type b) { return b < a ? b : a; }       \
@@ -128,7 +128,7 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   return result;
 }
 
-// ---- memory ------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 template <class T> inline T __ldg(const T* p) { return *p; }
 template <class T> inline T __ldcg(const T* p) { return *p; }
@@ -160,7 +160,7 @@ EMU_ATOMIC(atomicMin, min(old, value))
 EMU_ATOMIC(atomicExch, value)
 #undef EMU_ATOMIC
 
-// ---- block and warp ------------------------------------------------------------------------------------
+// ---- block and warp -----------------------------------------------------------------------------
 
 inline void __syncthreads() { emu::barrier("__syncthreads", 0, 0, true); }
 
@@ -188,7 +188,8 @@ inline void emu_run_exchange(void** lanes, unsigned mask) {
 
 // As PTX shfl does: a source outside the lane's segment of `width` lanes means the lane itself.
 template <class T>
-inline T emu_shuffle(const emu::Operation& operation, unsigned mask, T value, int source, int width) {
+inline T emu_shuffle(const emu::Operation& operation, unsigned mask, T value, int source,
+                     int width) {
   const int lane = static_cast<int>(emu::thread_number() % 32), begin = lane / width * width;
   emu_exchange<T> exchange = {value, value, lane};
   if (source >= begin && source < begin + width) exchange.source = source;

@@ -17,6 +17,13 @@ template <int...> struct emu_numbers {};
 template <int N, int... REST> struct emu_count : emu_count<N - 1, N - 1, REST...> {};
 template <int... REST> struct emu_count<0, REST...> { typedef emu_numbers<REST...> type; };
 
+template <class T>
+T emu_load(const void* argument) {  // arguments lie anywhere, a tensor map wants 64 bytes
+  T value;
+  memcpy(&value, argument, sizeof value);
+  return value;
+}
+
 template <class... A>
 struct emu_entry {
   static const char* signature() {
@@ -25,7 +32,7 @@ struct emu_entry {
   }
   template <int... I>
   static void call(void (*kernel)(A...), void** arguments, emu_numbers<I...>) {
-    kernel(*static_cast<typename emu_plain<A>::type*>(arguments[I])...);
+    kernel(emu_load<typename emu_plain<A>::type>(arguments[I])...);
   }
 };
 

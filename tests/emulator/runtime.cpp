@@ -98,6 +98,14 @@ Thread* pick() {
   return &threads[warp * 32 + lane];
 }
 
+// A thread that can go on, if need be after copies have landed.
+Thread* next_thread() {
+  Thread* next;
+  while (!(next = pick()) && land_tensor_copy()) {
+  }
+  return next;
+}
+
 void enter(Thread* next) {
   current = next;
   thread_index = &next->index;
@@ -119,7 +127,8 @@ const char* describe(const Thread& thread, char* text, size_t room) {
                thread.barrier, barriers[thread.barrier].arrived, barriers[thread.barrier].expected);
       break;
     case AT_TRANSACTION:
-      snprintf(text, room, "waits at %s, shared address 0x%x", thread.name, thread.barrier);
+      snprintf(text, room, "waits at %s for parity %u of ", thread.name, thread.parity);
+      describe_transaction(thread.barrier, text + strlen(text), room - strlen(text));
       break;
   }
   return text;
@@ -146,12 +155,14 @@ void thread_main() {
   current->state = FINISHED;
   clear_runnable(*current);
   live--;
-  if (Thread* next = pick()) {
+  if (Thread* next = live ? next_thread() : nullptr) {
     Context ignored;
     enter(next);
     switch_context(ignored, next->context);
   }
   if (live) report_deadlock();
+  check_tensor_copies_done();
+  check_products_done();
   leave();
 }
 
@@ -193,6 +204,8 @@ void run_block() {
     set_runnable(thread);
   }
   reset_copies();
+  reset_tensor_copies();
+  reset_products();
   current = &threads[launch->reverse ? thread_count - 1 : 0];
   enter(pick());
   switch_context(main_context, current->context);
@@ -234,8 +247,9 @@ void fail(const char* format, ...) {
 void wait_here() {
   Thread* self = current;
   clear_runnable(*self);
-  Thread* next = pick();
+  Thread* next = next_thread();
   if (!next) report_deadlock();
+  if (next == self) return;
   enter(next);
   switch_context(self->context, next->context);
 }
@@ -244,12 +258,14 @@ void wake(Thread& thread) { set_runnable(thread); }
 
 unsigned thread_number() { return static_cast<unsigned>(current - threads.data()); }
 unsigned threads_in_block() { return thread_count; }
+bool runs_reversed() { return launch->reverse; }
 
 void collective(const Operation& operation, void* argument, unsigned mask) {
   Thread& self = *current;
   Warp& warp = warps[self.warp];
   const unsigned bit = 1u << self.lane;
-  if (!(mask & bit)) fail("%s: lane %u is not in its own mask 0x%x", operation.name, self.lane, mask);
+  if (!(mask & bit))
+    fail("%s: lane %u is not in its own mask 0x%x", operation.name, self.lane, mask);
   self.operation = &operation;
   self.mask = mask;
   warp.arguments[self.lane] = argument;

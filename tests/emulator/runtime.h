@@ -1,8 +1,8 @@
 // What the emulated kernels and the runtime know of each other.
 //
 // A kernel's source is compiled as C++ with this header and cuda.h included first; the runtime
-// (runtime.cpp, copies.cpp, matrix.cpp) is one shared object that is loaded before it. The threads of
-// a block are fibers of one OS thread: a thread runs until it waits for others, then the next one
+// (the .cpp files beside this) is one shared object that is loaded before it. The threads of a
+// block are fibers of one OS thread: a thread runs until it waits for others, then the next one
 // runs. So plain globals are enough, and the order of the threads is known and can be chosen.
 #pragma once
 
@@ -50,6 +50,25 @@ void check_global(const void* pointer, size_t bytes, size_t alignment, const cha
 void copy_issue(unsigned shared, const void* global, bool valid);
 void copy_commit();
 void copy_wait(unsigned pending);
+
+// mbarrier and the copy engine. A copy lands when nothing else can go on; its target is undefined
+// from the issue on. `map` is the emulated TMap (device.py fills it in).
+void mbarrier_init(unsigned shared, unsigned arrivals);
+void mbarrier_arrive(unsigned shared, unsigned expected_bytes);
+void mbarrier_wait(unsigned shared, unsigned parity);
+void tensor_copy(unsigned shared, const void* map, int x, int y, unsigned barrier);
+
+// wgmma. `a_registers` null: A by descriptor. The accumulators are undefined from the issue to the
+// wait of their group, and then hold the products in order.
+void wgmma_fence();
+void wgmma_issue(float* d, int columns, const unsigned* a_registers, uint64_t a, uint64_t b,
+                 bool accumulate);
+void wgmma_commit();
+void wgmma_wait(unsigned pending);
+void wgmma_check_ready(const float* d);
+
+// C[16, n] += A[16, 16] B[16, n] in fp32, k ascending; rows of B and C are n apart.
+void multiply_16xnx16(float* c, const float a[16][16], const float* b, int n);
 
 // C[16, 8] += A[16, 16] B[16, 8] in fp32, k ascending.
 void multiply_16x8x16(float c[16][8], const float a[16][16], const float b[16][8]);

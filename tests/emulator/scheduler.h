@@ -75,6 +75,15 @@ extern std::vector<Thread> threads;
 void wait_here();           // the running thread, whose state is set, lets others run
 void wake(Thread& thread);  // it can run again
 unsigned threads_in_block();
-void reset_copies();  // at the start of a block
+bool runs_reversed();
+
+// Parts of a block's state that other files keep: emptied when it begins, checked when it ends.
+void reset_copies();
+void reset_tensor_copies();
+void reset_products();
+void check_tensor_copies_done();
+void check_products_done();
+bool land_tensor_copy();         // one of those under way; false: there is none
+void describe_transaction(unsigned shared, char* text, size_t room);
 
 }  // namespace emu
