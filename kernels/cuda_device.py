@@ -26,16 +26,11 @@ from kernels.cuda_memory import CudaMemory, Staging, call, encode_tensor_map
 from kernels.device import Arg, KernelSource, Mark, TensorMap
 from kernels.errors import InvalidArgument, KernelError, LaunchError, NoDevice, OutOfMemory
 from kernels.gemm import WORKSPACE_BYTES, Gemm
+from kernels.specialisation import OLDEST_CAPABILITY, arch_of
 
-OLDEST = (8, 0)  # compute capability: bf16 tensor cores and cp.async
 SHARED_BYTES_FREELY = 32 << 10  # dynamic shared memory that no kernel needs permission for
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _MAX_SHARED = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-
-
-def arch_of(major: int, minor: int) -> str:
-    """What kernels are compiled for on a compute capability; 9.0 gets its own instructions."""
-    return "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}"
 
 
 class CudaMark:
@@ -83,12 +78,10 @@ class CudaDevice:
         except Exception as error:  # cuda.core's own tree is private; all of it means: no GPU
             raise NoDevice("device", f"GPU {ordinal} cannot be used: {error}") from error
         major, minor = gpu.compute_capability
-        if (major, minor) < OLDEST:
-            raise NoDevice(
-                "device",
-                f"{gpu.name} has compute capability {major}.{minor}, "
-                f"allowed is {OLDEST[0]}.{OLDEST[1]} or newer",
-            )
+        if (major, minor) < OLDEST_CAPABILITY:
+            oldest = "{}.{}".format(*OLDEST_CAPABILITY)
+            found = f"{gpu.name} has compute capability {major}.{minor}"
+            raise NoDevice("device", f"{found}, at least {oldest} is needed")
         self._context = call("cuCtxGetCurrent", driver.cuCtxGetCurrent())
         self._thread = threading.get_ident()
         self._ordinal = ordinal

@@ -16,6 +16,12 @@ from kernels.errors import InvalidArgument
 
 ARCHS = ("sm_80", "sm_89", "sm_90a", "sm_100")  # what every portable kernel is compiled for
 HOPPER = ("sm_90a",)  # wgmma and TMA
+OLDEST_CAPABILITY = (8, 0)  # bf16 tensor cores and cp.async
+
+
+def arch_of(major: int, minor: int) -> str:
+    """What is compiled for a GPU's compute capability; 9.0 gets its own instructions."""
+    return "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}"
 
 
 class Family:

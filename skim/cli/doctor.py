@@ -37,7 +37,14 @@ PACKAGES = (
     "typer",
     "rich",
 )
-OPTIONAL_PACKAGES = ("cuda-python", "nvidia-ml-py", "nvmath-python")
+OPTIONAL_PACKAGES = (
+    "cuda-core",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cublas",
+    "nvmath-python",
+    "nvidia-ml-py",
+)
 BUNDLED = {"target": TARGET, "drafter": DRAFTER, "cross drafter": CROSS_DRAFTER}
 ADVICE = {
     "modelfile": "copy the file again, or name another with --target and --drafter",
