@@ -27,8 +27,8 @@ from skim.v1.gateway_pb2 import MODEL_KIND_DRAFTER, MODEL_KIND_TARGET, Model
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.1, 2.0
 HEALTH_SERVICE = "readiness"
 # How long a request waits for a target that answers and is not ready: an engine that died is back
-# in a second or two, and only its own requests shall fail.
-RESTART_S = 5.0
+# in seconds (16 GB of weights in the page cache load in 4 s), and only its own requests shall fail.
+RESTART_S = 15.0
 
 Description = TypeVar("Description")
 
