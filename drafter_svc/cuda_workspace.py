@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kernels.device import Device, Memory
+from kernels.ops.attention_sm90 import SCRATCH_BYTES
+from kernels.ops.tail_score import scratch_bytes
 from modelfile.hparams import ModelShape
 
 BLOCK_TOKENS = 128  # the kernels' tile, fixed when they are compiled
@@ -80,24 +82,18 @@ class WorkspacePlan:
         return [f"{n:<14}{b / (1 << 20):10.1f} MiB" for n, b in [*rows, ("all", self.num_bytes)]]
 
 
-def plan_pass(shape: ModelShape, size: PassSize, tail_scratch_bytes: int = 0) -> WorkspacePlan:
-    """Cut the arena of one pass.
-
-    Args:
-        tail_scratch_bytes: what the scoring of the queries needs for itself.
-    """
+def plan_pass(shape: ModelShape, size: PassSize) -> WorkspacePlan:
+    """Cut the arena of one pass."""
     plan = WorkspacePlan()
     heads, kv_heads, head_dim = shape.heads, shape.kv_heads, shape.head_dim
     rows, blocks = size.num_rows, size.num_blocks
-    chunk = min(rows, size.chunk_rows)
+    chunk = max(size.num_queries, min(rows, size.chunk_rows))
     plan.add("ids", 4 * rows)
     plan.add("x", 4 * rows * shape.embed)
     plan.add("qkv", 2 * rows * (heads + 2 * kv_heads) * head_dim)
-    plan.add("cosine", 4 * rows * head_dim // 2)
-    plan.add("sine", 4 * rows * head_dim // 2)
+    plan.add("turns", 8 * head_dim // 2)
     plan.add("normed", 2 * chunk * shape.embed)
     plan.add("gate_up", 2 * chunk * 2 * shape.ffn)
-    plan.add("gated", 2 * chunk * shape.ffn)
     if size.sparse:
         plan.add("k_mean", 2 * kv_heads * blocks * head_dim)
         plan.add("v_mean", 2 * kv_heads * blocks * head_dim)
@@ -106,21 +102,31 @@ def plan_pass(shape: ModelShape, size: PassSize, tail_scratch_bytes: int = 0) ->
         # One a layer, downloaded together when the pass is over.
         plan.add("counts", 4 * size.num_attending * heads * blocks)
         plan.add("cut", size.num_attending * heads * blocks)
+    plan.add("attention_scratch", SCRATCH_BYTES)
     plan.add("positions", 4 * size.num_queries)
+    plan.add("query_rows", 4 * size.num_queries)
+    plan.add("queries", 2 * size.num_queries * heads * head_dim)  # of the last scored layer
     plan.add("running_max", 4 * size.num_queries * size.num_tokens)
     plan.add("panel", 4 * size.num_groups * size.num_queries * size.num_chunks)
     plan.add("chunk_scores", 4 * size.num_chunks)
-    plan.add("tail_scratch", tail_scratch_bytes)
+    scratch = scratch_bytes(
+        num_heads=heads, num_queries=size.num_queries, num_prompt=size.num_tokens
+    )
+    plan.add("tail_scratch", scratch)
     return plan
 
 
 class Workspace:
-    """The arena: one allocation, as large as the largest pass so far."""
+    """The arena: one allocation, as large as the largest pass so far.
+
+    Attributes:
+        plan: of the pass that it was prepared for last.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._memory: Memory | None = None
-        self._plan = WorkspacePlan()
+        self.plan = WorkspacePlan()
 
     @property
     def num_bytes(self) -> int:
@@ -136,13 +142,13 @@ class Workspace:
         if self.num_bytes < plan.num_bytes:
             self.close()  # first: both at once might not fit
             self._memory = self._device.allocate(plan.num_bytes)
-        self._plan = plan
+        self.plan = plan
 
     def at(self, name: str) -> int:
         """Device address of a section of the plan."""
         if self._memory is None:
             raise RuntimeError("the workspace is not prepared")
-        return self._memory.address + self._plan.offsets[name]
+        return self._memory.address + self.plan.offsets[name]
 
     def close(self) -> None:
         """Give the arena back; the next pass takes a new one. Idempotent."""

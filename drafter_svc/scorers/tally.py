@@ -18,6 +18,11 @@ from skim.errors import EngineFault
 LAYER_GROUPS = 3
 
 
+def layer_groups(num_layers: int) -> NDArray[np.int64]:
+    """The group of each scored layer, int64 [num_layers]: thirds, or one a layer if fewer."""
+    return np.arange(num_layers) * min(LAYER_GROUPS, num_layers) // num_layers
+
+
 class Tally:
     """Gathers the scored layers of one pass.
 
@@ -39,7 +44,7 @@ class Tally:
         self._positions = positions
         self._chunk_tokens = chunk_tokens
         self._pool_kernel = pool_kernel
-        self._groups = np.arange(num_layers) * min(LAYER_GROUPS, num_layers) // num_layers
+        self._groups = layer_groups(num_layers)
         self._added = 0
         self._running_max = np.zeros((positions.size, num_tokens), dtype=np.float32)
         num_chunks = -(-num_tokens // chunk_tokens)
