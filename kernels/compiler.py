@@ -15,6 +15,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cuda.core import Program, ProgramOptions
 from cuda.core.utils import FileStreamProgramCache, make_program_cache_key
@@ -43,6 +44,21 @@ class Resources:
     spill_store_bytes: int
     spill_load_bytes: int
     shared_bytes: int
+
+
+class Report(NamedTuple):
+    """A source compiled, with what the assembler says about it.
+
+    Attributes:
+        cubin: machine code.
+        resources: by the entry's name.
+        remarks: losses of speed that the assembler saw, such as wgmma made serial or setmaxnreg
+            ignored.
+    """
+
+    cubin: bytes
+    resources: dict[str, Resources]
+    remarks: tuple[str, ...]
 
 
 def default_cache_dir() -> Path:
@@ -92,12 +108,12 @@ class Compiler:
             self._cache[key] = found
         return found
 
-    def report(self, source: KernelSource, arch: str) -> tuple[bytes, dict[str, Resources]]:
-        """Compile anew and say what each entry of the file takes, by the entry's name."""
+    def report(self, source: KernelSource, arch: str) -> Report:
+        """Compile anew and say what each entry of the file takes. Errors as in `cubin`."""
         log = io.StringIO()
         options = self._options(source, arch, ptxas_options=["-v"])
         cubin = _compile(source, arch, self._read(source), options, log)
-        return cubin, parse_report(log.getvalue())
+        return Report(cubin, parse_resources(log.getvalue()), parse_remarks(log.getvalue()))
 
     def _read(self, source: KernelSource) -> str:
         path = self._sources / source.file
@@ -150,7 +166,14 @@ _FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
-def parse_report(log: str) -> dict[str, Resources]:
+def parse_remarks(log: str) -> tuple[str, ...]:
+    """Lines of the assembler's report that tell of lost speed."""
+    telling = ("Performance Loss", "setmaxnreg", "serialized")
+    lines = (line.strip() for line in log.splitlines() if line.startswith("ptxas"))
+    return tuple(line for line in lines if any(words in line for words in telling))
+
+
+def parse_resources(log: str) -> dict[str, Resources]:
     """Read the assembler's report (`-v`): resources by entry name."""
     found: dict[str, Resources] = {}
     entry, frame = "", (0, 0, 0)

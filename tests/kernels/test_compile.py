@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +16,9 @@ from kernels.device import KernelSource
 from kernels.errors import CompileError, InvalidArgument
 from kernels.specialisation import ARCHS, Family, families
 from tests.tools import require_package
+
+if TYPE_CHECKING:
+    from kernels.compiler import Report
 
 SOURCES = Path(__file__).resolve().parents[2] / "kernels/cuda"
 Unit = tuple[str, tuple[tuple[str, int | str], ...], str]  # file, defines, architecture
@@ -46,6 +49,23 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilling(float* p, int n) 
 """
 
 
+SERIAL = """\
+extern "C" __global__ void serial(float* out, unsigned long long a, unsigned long long b) {
+    float d[4] = {out[0], out[1], out[2], out[3]};
+    for (int i = 0; i < 2; ++i) {
+        asm volatile("wgmma.fence.sync.aligned;");
+        asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b));
+        d[0] += 1;  // touched before the group is waited for
+        asm volatile("wgmma.commit_group.sync.aligned;");
+        asm volatile("wgmma.wait_group.sync.aligned 0;");
+    }
+    for (int i = 0; i < 4; ++i) out[i] = d[i];
+}
+"""
+
+
 def units() -> dict[Unit, list[Family]]:
     """What must compile, once for all entries of a file, and the families that ask for it."""
     wanted: dict[Unit, list[Family]] = defaultdict(list)
@@ -64,15 +84,15 @@ def _label(unit: Unit) -> str:
     return f"{KernelSource(file, file, defines)}-{arch}"
 
 
-def _report(unit: Unit) -> dict[str, Any]:
+def _report(unit: Unit) -> Report:
     from kernels.compiler import Compiler
 
     file, defines, arch = unit
-    return Compiler().report(KernelSource(file, "every entry", defines), arch)[1]
+    return Compiler().report(KernelSource(file, "every entry", defines), arch)
 
 
 @pytest.fixture(scope="module")
-def reports() -> Iterator[dict[Unit, Future[dict[str, Any]]]]:
+def reports() -> Iterator[dict[Unit, Future[Report]]]:
     """All units in processes, since NVRTC compiles one at a time in each."""
     require_package("cuda.core", "nvidia-cuda-nvrtc")
     context = multiprocessing.get_context("spawn")
@@ -82,13 +102,13 @@ def reports() -> Iterator[dict[Unit, Future[dict[str, Any]]]]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("unit", UNITS, ids=_label)
-def test_kernel_compiles_and_spills_no_register(
-    unit: Unit, reports: dict[Unit, Future[dict[str, Any]]]
+def test_kernel_compiles_without_spills_or_lost_speed(
+    unit: Unit, reports: dict[Unit, Future[Report]]
 ) -> None:
-    found = reports[unit].result()
+    _, found, remarks = reports[unit].result()
     assert {family.entry for family in UNITS[unit]} <= set(found)
-    spilling = {name: used for name, used in found.items() if used.spill_store_bytes}
-    assert not spilling
+    assert {name: used for name, used in found.items() if used.spill_store_bytes} == {}
+    assert remarks == ()
 
 
 def test_every_cuda_file_has_a_family() -> None:
@@ -96,12 +116,12 @@ def test_every_cuda_file_has_a_family() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_every_entry_has_a_family(reports: dict[Unit, Future[dict[str, Any]]]) -> None:
+def test_every_entry_has_a_family(reports: dict[Unit, Future[Report]]) -> None:
     stated: dict[str, set[str]] = defaultdict(set)
     for (file, _, _), asking in UNITS.items():
         stated[file] |= {family.entry for family in asking}
     for unit, report in reports.items():
-        assert set(report.result()) <= stated[unit[0]], unit
+        assert set(report.result().resources) <= stated[unit[0]], unit
 
 
 def test_variants_name_known_architectures() -> None:
@@ -182,9 +202,18 @@ def test_report_tells_registers_spills_and_shared_memory(folder: Path) -> None:
 
     (folder / "spilling.cu").write_text(SPILLING)
     compiler = Compiler(folder.parent / "cache", folder)
-    used = compiler.report(KernelSource("spilling.cu", "spilling"), "sm_80")[1]["spilling"]
+    used = compiler.report(KernelSource("spilling.cu", "spilling"), "sm_80").resources["spilling"]
     assert used.registers == 32  # 65,536 of a multiprocessor over 2 x 1,024 threads
     assert used.shared_bytes == 96 * 4
     assert used.spill_store_bytes > 0 and used.spill_load_bytes > 0
-    calm = compiler.report(KernelSource("double.cu", "double_all"), "sm_80")[1]["double_all"]
+    calm = compiler.report(KernelSource("double.cu", "double_all"), "sm_80").resources["double_all"]
     assert calm.spill_store_bytes == calm.stack_bytes == calm.shared_bytes == 0
+
+
+def test_report_tells_that_wgmma_was_made_serial(folder: Path) -> None:
+    from kernels.compiler import Compiler
+
+    (folder / "serial.cu").write_text(SERIAL)
+    compiler = Compiler(folder.parent / "cache", folder)
+    remarks = compiler.report(KernelSource("serial.cu", "serial"), "sm_90a").remarks
+    assert any("wgmma" in remark for remark in remarks)
