@@ -147,14 +147,15 @@ def test_layout_digest_differs_when_a_type_differs(tmp_path: Path) -> None:
 
 def test_opening_a_vocabulary_of_151936_entries_is_quick(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "big.gguf", layers=1, embed=32, vocab=151_936, dtype="Q8_0")
-    started = time.perf_counter()
+    started = time.process_time()
     with GgufFile.open(path) as gguf:
         tokenizer = Tokenizer.from_gguf(gguf)
         gguf.model_digest  # noqa: B018
-    elapsed_s = time.perf_counter() - started
+    cpu_s = time.process_time() - started
     assert tokenizer.vocab_size == 151_936
-    # 0.4 s where nothing else runs; the bar is 1.0 s. The rest is for busy machines.
-    assert elapsed_s < 5.0
+    # The bar is 1.0 s of wall time where nothing else runs (`bench.open_vocabulary` measures it).
+    # Processor time, and several times the bar: what others do on the machine is not judged here.
+    assert cpu_s < 5.0
 
 
 def test_a_large_string_array_is_read_in_order(tmp_path: Path) -> None:
