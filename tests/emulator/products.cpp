@@ -15,27 +15,97 @@ namespace emu {
 #define SKIM_CLONES
 #endif
 
+namespace {
+
+typedef float Eight __attribute__((vector_size(32)));
+
+float widen(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  memcpy(&value, &wide, 4);
+  return value;
+}
+
+// C[16, n] += A[16, 16] B[16, n]; n is a multiple of 8.
 SKIM_CLONES
-void multiply_16x8x16(float c[16][8], const float a[16][16], const float b[16][8]) {
-  for (int i = 0; i < 16; i++) {
-    float row[8];
-    for (int j = 0; j < 8; j++) row[j] = c[i][j];
-    for (int k = 0; k < 16; k++)
-      for (int j = 0; j < 8; j++) row[j] += a[i][k] * b[k][j];
-    for (int j = 0; j < 8; j++) c[i][j] = row[j];
+void multiply(float* c, const float a[16][16], const float* b, int n) {
+  for (int begin = 0; begin < n; begin += 8)
+    for (int i = 0; i < 16; i++) {
+      Eight row, column;
+      memcpy(&row, c + i * n + begin, sizeof row);
+      for (int k = 0; k < 16; k++) {
+        memcpy(&column, b + k * n + begin, sizeof column);
+        row += a[i][k] * column;
+      }
+      memcpy(c + i * n + begin, &row, sizeof row);
+    }
+}
+
+struct Fragments {  // what a lane passes to mma.sync
+  float* c;
+  const unsigned* a;
+  unsigned b[2];
+};
+
+void spread(unsigned pair, float* first, float* second) {
+  *first = widen(static_cast<uint16_t>(pair));
+  *second = widen(static_cast<uint16_t>(pair >> 16));
+}
+
+void run_multiply_accumulate(void** lanes, unsigned) {
+  float a[16][16], b[16][8], c[16][8];
+  for (int lane = 0; lane < 32; lane++) {
+    const auto& own = *static_cast<Fragments*>(lanes[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; i++) {
+      float* at = &a[g + i % 2 * 8][2 * t + i / 2 * 8];
+      spread(own.a[i], at, at + 1);
+      c[g + i / 2 * 8][2 * t + i % 2] = own.c[i];
+    }
+    for (int i = 0; i < 2; i++) spread(own.b[i], &b[2 * t + 8 * i][g], &b[2 * t + 8 * i + 1][g]);
+  }
+  multiply(c[0], a, b[0], 8);
+  for (int lane = 0; lane < 32; lane++) {
+    float* own = static_cast<Fragments*>(lanes[lane])->c;
+    for (int i = 0; i < 4; i++) own[i] = c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
   }
 }
 
-SKIM_CLONES
-void multiply_16xnx16(float* c, const float a[16][16], const float* b, int n) {
-  for (int i = 0; i < 16; i++)
-    for (int begin = 0; begin < n; begin += 32) {
-      float row[32];
-      for (int j = 0; j < 32; j++) row[j] = c[i * n + begin + j];
-      for (int k = 0; k < 16; k++)
-        for (int j = 0; j < 32; j++) row[j] += a[i][k] * b[k * n + begin + j];
-      for (int j = 0; j < 32; j++) c[i * n + begin + j] = row[j];
+struct Rows {  // what a lane passes to ldmatrix
+  unsigned address;
+  unsigned* registers;
+};
+
+template <bool TRANSPOSED>
+void run_load_matrices(void** lanes, unsigned) {
+  uint16_t matrix[8][8];
+  for (int i = 0; i < 4; i++) {
+    for (int row = 0; row < 8; row++) {
+      const unsigned address = static_cast<Rows*>(lanes[8 * i + row])->address;
+      memcpy(matrix[row], shared_pointer(address, 16, 16, "ldmatrix"), 16);
     }
+    for (int lane = 0; lane < 32; lane++) {
+      const int g = lane / 4, t = lane % 4;
+      const unsigned low = TRANSPOSED ? matrix[2 * t][g] : matrix[g][2 * t];
+      const unsigned high = TRANSPOSED ? matrix[2 * t + 1][g] : matrix[g][2 * t + 1];
+      static_cast<Rows*>(lanes[lane])->registers[i] = high << 16 | low;
+    }
+  }
+}
+
+}  // namespace
+
+void load_matrices(unsigned (&registers)[4], unsigned shared_row, bool transposed) {
+  static const Operation straight = {"ldmatrix.x4", run_load_matrices<false>};
+  static const Operation across = {"ldmatrix.x4.trans", run_load_matrices<true>};
+  Rows rows = {shared_row, registers};
+  collective(transposed ? across : straight, &rows);
+}
+
+void multiply_accumulate(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  static const Operation operation = {"mma.m16n8k16", run_multiply_accumulate};
+  Fragments fragments = {c, a, {b0, b1}};
+  collective(operation, &fragments);
 }
 
 namespace {
@@ -70,13 +140,6 @@ struct Warp {
   bool fenced;
 };
 std::vector<Warp> warps;
-
-float widen(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  memcpy(&value, &wide, 4);
-  return value;
-}
 
 // Element 4 j + 2 h + e of a lane is row lane / 4 + 8 h, column 8 j + 2 (lane % 4) + e.
 size_t place_of(int lane, int element, int columns) {
@@ -135,7 +198,7 @@ void land(Warp& warp, unsigned warp_in_group, Product& product) {
     read_k_major(Descriptor(product.b_descriptor), 0, columns, b, 1, columns);
   }
   if (!product.accumulate) accumulator.values.assign(accumulator.values.size(), 0.0f);
-  multiply_16xnx16(accumulator.values.data(), product.a, b, columns);
+  multiply(accumulator.values.data(), product.a, b, columns);
   accumulator.waiting--;
 }
 
@@ -177,10 +240,8 @@ void run_issue(void** lanes, unsigned) {
   if (first.a_registers)
     for (int lane = 0; lane < 32; lane++)
       for (int i = 0; i < 4; i++) {
-        const unsigned pair = static_cast<Issue*>(lanes[lane])->a_registers[i];
         float* at = &product.a[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8];
-        at[0] = widen(static_cast<uint16_t>(pair));
-        at[1] = widen(static_cast<uint16_t>(pair >> 16));
+        spread(static_cast<Issue*>(lanes[lane])->a_registers[i], at, at + 1);
       }
   warp.products.push_back(product);
   warp.issued++;

@@ -67,10 +67,8 @@ void wgmma_commit();
 void wgmma_wait(unsigned pending);
 void wgmma_check_ready(const float* d);
 
-// C[16, n] += A[16, 16] B[16, n] in fp32, k ascending; rows of B and C are n apart.
-void multiply_16xnx16(float* c, const float a[16][16], const float* b, int n);
-
-// C[16, 8] += A[16, 16] B[16, 8] in fp32, k ascending.
-void multiply_16x8x16(float c[16][8], const float a[16][16], const float b[16][8]);
+// ldmatrix.x4 and mma.m16n8k16 of the running warp, by the layouts that ptx.cuh states.
+void load_matrices(unsigned (&registers)[4], unsigned shared_row, bool transposed);
+void multiply_accumulate(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
 
 }  // namespace emu
