@@ -39,9 +39,12 @@ WRAPPER = """#include "runtime.h"
 namespace {{
 #include "cuda.h"
 #include "{file}"
-#define SKIM_ENTRY {entry}
 #include "entry.h"
+{entries}
 """
+ENTRY = re.compile(
+    r'extern "C" __global__ void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\('
+)
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,17 @@ def _compiler_version() -> str:
     return subprocess.run(["g++", "--version"], check=True, capture_output=True, text=True).stdout
 
 
-def _build(name: str, command: Sequence[str], parts: Sequence[str]) -> tuple[Path, str]:
-    """Run the compiler unless its output exists; give the path, or the log when it refuses."""
+def _build(
+    name: str, command: Sequence[str], parts: Sequence[str], folder: Path | None = None
+) -> tuple[Path, str]:
+    """Compile in `folder` unless the output exists; give the path, or the log of a refusal."""
     key = hashlib.sha256("\0".join([_compiler_version(), *command, *parts]).encode()).hexdigest()
     target = _cache_folder() / f"{name}-{key[:24]}.so"
     if target.exists():
         return target, ""
     scratch = target.with_suffix(f".{os.getpid()}")
-    done = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
+    command = [*command, "-o", str(scratch)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if done.returncode:
         return target, done.stderr[:8000]
     scratch.rename(target)
@@ -124,7 +130,7 @@ def _sources(file: str, folder: Path, edits: Sequence[Edit]) -> dict[str, str]:
 def build_kernel(
     source: KernelSource, arch: str, *, folder: Path = KERNELS, edits: Sequence[Edit] = ()
 ) -> Path:
-    """Shared object that holds one entry under its defines, compiled as for `arch`.
+    """Shared object with the entries of a file under the defines, compiled as for `arch`.
 
     Raises:
         CompileError: g++ refused it; the message holds its log.
@@ -136,22 +142,27 @@ def build_kernel(
     defines = [f"-D__CUDA_ARCH__={number}0", *(f"-D{key}={value}" for key, value in source.defines)]
     if arch == "sm_90a":
         defines.append("-D__CUDA_ARCH_FEAT_SM90_ALL")
-    texts["wrapper.cpp"] = WRAPPER.format(file=source.file, entry=source.entry)
+    found = dict.fromkeys([*ENTRY.findall(texts[source.file]), source.entry])
+    path, log = _compile(source.file, texts, tuple(found), defines)
+    if log and len(found) > 1:  # an entry may stand under other defines alone
+        path, log = _compile(source.file, texts, (source.entry,), defines)
+    if log:
+        raise CompileError(str(source), f"the CPU as {arch}", log)
+    return path
+
+
+def _compile(
+    file: str, texts: dict[str, str], entries: tuple[str, ...], defines: Sequence[str]
+) -> tuple[Path, str]:
+    lines = "\n".join(f"EMU_ENTRY({entry})" for entry in entries)
+    texts = {**texts, "wrapper.cpp": WRAPPER.format(file=file, entries=lines)}
     parts = [*texts.values(), *(path.read_text() for path in sorted(HERE.glob("*.h")))]
     with tempfile.TemporaryDirectory(prefix="skim-emulator-") as scratch:
         for name, text in texts.items():
             (Path(scratch) / name).write_text(text, encoding="utf-8")
         # Quoted includes are sought beside the including file, then in the include paths.
-        command = ["g++", *KERNEL_FLAGS, *defines, f"-I{HERE}", "-x", "c++"]
-        previous = os.getcwd()
-        os.chdir(scratch)
-        try:
-            path, log = _build(source.entry, [*command, "wrapper.cpp"], parts)
-        finally:
-            os.chdir(previous)
-    if log:
-        raise CompileError(str(source), f"the CPU as {arch}", log)
-    return path
+        command = ["g++", *KERNEL_FLAGS, *defines, f"-I{HERE}", "-x", "c++", "wrapper.cpp"]
+        return _build(file.removesuffix(".cu"), command, parts, Path(scratch))
 
 
 def source_line(path: Path, offset: int) -> str:

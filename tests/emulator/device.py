@@ -13,80 +13,15 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.device import Arg, KernelSource, Mark, Memory, TensorMap
 from kernels.errors import InvalidArgument, LaunchError, OutOfMemory
-from tests.emulator.build import KERNELS, Edit, build_kernel, load_runtime, source_line
-
-SHARED_LIMITS = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90a": 227 << 10, "sm_100": 227 << 10}
-MAX_THREADS = 1024
-MAP_MAGIC = 0x70616D52534E4554
-Order = Literal["forward", "reverse"]
-
-
-class _Index(ctypes.Structure):
-    _fields_ = [("x", ctypes.c_uint), ("y", ctypes.c_uint), ("z", ctypes.c_uint)]
-
-
-class _Launch(ctypes.Structure):  # the fields of scheduler.h
-    _fields_ = [
-        ("call", ctypes.c_void_p),
-        ("arguments", ctypes.c_void_p),
-        ("static_begin", ctypes.c_void_p),
-        ("static_end", ctypes.c_void_p),
-        ("grid", _Index),
-        ("block", _Index),
-        ("shared_bytes", ctypes.c_uint),
-        ("reverse", ctypes.c_uint),
-        ("workers", ctypes.c_uint),
-        ("padding", ctypes.c_uint),
-        ("fault_address", ctypes.c_uint64),
-        ("fault_instruction", ctypes.c_uint64),
-        ("error", ctypes.c_char * 4096),
-    ]
-
-
-class _MapFields(ctypes.Structure):  # the emulated TMap, hopper.cuh
-    _fields_ = [
-        ("magic", ctypes.c_uint64),
-        ("address", ctypes.c_uint64),
-        ("rows", ctypes.c_uint64),
-        ("columns", ctypes.c_uint64),
-        ("row_stride_bytes", ctypes.c_uint64),
-        ("box_rows", ctypes.c_uint32),
-        ("box_columns", ctypes.c_uint32),
-        ("rest", ctypes.c_uint8 * 80),
-    ]
-
-
-class _Kernel:
-    """One loaded entry."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.library = ctypes.CDLL(str(path))
-        self.call = ctypes.cast(self.library.emu_call, ctypes.c_void_p).value or 0
-        self.base = self.call - _symbol_offset(path, self.call)
-        for name in ("emu_static_begin", "emu_static_end"):
-            getattr(self.library, name).restype = ctypes.c_void_p
-        self.static_begin = self.library.emu_static_begin() or 0
-        self.static_end = self.library.emu_static_end() or 0
-        self.library.emu_signature.restype = ctypes.c_char_p
-        self.signature: str = self.library.emu_signature().decode()
-
-
-def _symbol_offset(path: Path, address: int) -> int:
-    """Offset of a loaded address in its file: address minus the start of the mapping."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, _, offset, *_ = line.split()
-        begin, end = (int(part, 16) for part in span.split("-"))
-        if begin <= address < end:
-            return address - begin + int(offset, 16)
-    raise ValueError(f"{path} is not mapped")
+from tests.emulator.build import KERNELS, Edit, build_kernel, load_runtime
+from tests.emulator.launching import Kernel, Order, check_sizes, pack_arguments, run
 
 
 class EmulatedMemory:
@@ -154,7 +89,7 @@ class EmulatedDevice:
         self._runtime.emu_allocate.argtypes = [ctypes.c_uint64]
         self._runtime.emu_release.argtypes = [ctypes.c_uint64]
         self._sizes: dict[int, int] = {}
-        self._kernels: dict[KernelSource, _Kernel] = {}
+        self._kernels: dict[KernelSource, Kernel] = {}
 
     # ---- memory ----------------------------------------------------------------------
 
@@ -190,7 +125,7 @@ class EmulatedDevice:
         if not self._inside(address, num_bytes):
             got = f"{num_bytes} bytes at {address:#x}"
             raise InvalidArgument.value(what, "the range", got, "inside one allocation")
-        return np.frombuffer((ctypes.c_uint8 * num_bytes).from_address(address), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy a C-contiguous host array to the device."""
@@ -223,19 +158,26 @@ class EmulatedDevice:
         kernel = self._kernels.get(source)
         if kernel is None:
             path = build_kernel(source, self.arch, folder=self._folder, edits=self._edits)
-            kernel = self._kernels[source] = _Kernel(path)
-        self._check_sizes(source, grid, block, shared_bytes, kernel)
-        arguments = self._arguments(source, kernel.signature, args)
+            kernel = self._kernels[source] = Kernel(path, source.entry)
+        check_sizes(source, self.arch, kernel, grid, block, shared_bytes)
+        arguments = pack_arguments(
+            source, kernel.signature, args, lambda address: self._inside(address, 0)
+        )
         shape = (tuple(grid) + (1, 1))[:3]
+
+        def run_in(order: Order) -> None:
+            sizes, workers = self._sizes, self.workers
+            run(source, kernel, shape, block, arguments, shared_bytes, order, workers, sizes)
+
         if not self.check_races:
-            self._run(source, kernel, shape, block, arguments, shared_bytes, self.order)
+            run_in(self.order)
             return
         before = self._snapshot()
-        self._run(source, kernel, shape, block, arguments, shared_bytes, "forward")
+        run_in("forward")
         forward = self._snapshot()
         for address, content in before.items():
             self.upload(address, content)
-        self._run(source, kernel, shape, block, arguments, shared_bytes, "reverse")
+        run_in("reverse")
         for address, content in self._snapshot().items():
             differing = np.flatnonzero(content != forward[address])
             if differing.size:
@@ -247,96 +189,6 @@ class EmulatedDevice:
 
     def _snapshot(self) -> dict[int, NDArray[np.uint8]]:
         return {a: self._view("snapshot", a, size).copy() for a, size in self._sizes.items()}
-
-    def _check_sizes(
-        self,
-        source: KernelSource,
-        grid: tuple[int, ...],
-        block: int,
-        shared_bytes: int,
-        kernel: _Kernel,
-    ) -> None:
-        limits = (2**31 - 1, 65535, 65535)
-        if not 1 <= len(grid) <= 3 or not all(
-            1 <= size <= limit for size, limit in zip(grid, limits, strict=False)
-        ):
-            raise LaunchError(str(source), f"grid {grid}, allowed 1 to {limits}")
-        if not 1 <= block <= MAX_THREADS:
-            raise LaunchError(str(source), f"a block of {block} threads, allowed 1 to 1024")
-        shared = shared_bytes + kernel.static_end - kernel.static_begin
-        limit = SHARED_LIMITS[self.arch]
-        if not 0 <= shared_bytes or shared > limit:
-            raise LaunchError(str(source), f"{shared} bytes of shared memory, allowed {limit}")
-
-    def _arguments(
-        self, source: KernelSource, signature: str, args: tuple[Arg, ...]
-    ) -> list[ctypes._SimpleCData[Any] | ctypes.Structure]:
-        if len(args) != len(signature):
-            raise LaunchError(
-                str(source), f"{len(args)} arguments for {len(signature)} parameters ({signature})"
-            )
-        packed: list[ctypes._SimpleCData[Any] | ctypes.Structure] = []
-        for position, (code, arg) in enumerate(zip(signature, args, strict=True)):
-            if code in "pl" and type(arg) is int:
-                if code == "p" and arg and not self._inside(arg, 0):
-                    raise LaunchError(
-                        str(source), f"argument {position}, {arg:#x}, is no device pointer"
-                    )
-                packed.append(ctypes.c_uint64(arg & (2**64 - 1)))
-            elif code == "i" and isinstance(arg, np.int32):
-                packed.append(ctypes.c_int32(int(arg)))
-            elif code == "f" and isinstance(arg, np.float32):
-                packed.append(ctypes.c_float(float(arg)))
-            elif code == "T" and isinstance(arg, TensorMap):
-                rows, columns = arg.shape
-                stride = arg.row_stride_bytes
-                packed.append(_MapFields(MAP_MAGIC, arg.address, rows, columns, stride, *arg.box))
-            else:
-                raise LaunchError(
-                    str(source),
-                    f"argument {position} is a {type(arg).__name__}, the parameter takes "
-                    f"{_PARAMETERS.get(code, 'something no argument can be')}",
-                )
-        return packed
-
-    def _run(
-        self,
-        source: KernelSource,
-        kernel: _Kernel,
-        grid: tuple[int, ...],
-        block: int,
-        arguments: list[ctypes._SimpleCData[Any] | ctypes.Structure],
-        shared_bytes: int,
-        order: Order,
-    ) -> None:
-        pointers = (ctypes.c_void_p * max(1, len(arguments)))(
-            *(ctypes.addressof(argument) for argument in arguments)
-        )
-        launch = _Launch(
-            kernel.call,
-            ctypes.addressof(pointers),
-            kernel.static_begin,
-            kernel.static_end,
-            _Index(*grid),
-            _Index(block, 1, 1),
-            shared_bytes,
-            order == "reverse",
-            self.workers,
-        )
-        if self._runtime.emu_launch(ctypes.byref(launch)):
-            raise LaunchError(str(source), self._explain(kernel, launch))
-
-    def _explain(self, kernel: _Kernel, launch: _Launch) -> str:
-        text = launch.error.decode(errors="replace")
-        if launch.fault_instruction:
-            line = source_line(kernel.path, launch.fault_instruction - kernel.base)
-            text += f" at {line}" if line else ""
-        at = launch.fault_address
-        for address, size in self._sizes.items():
-            if address - 4096 <= at < address + size + 4096 and not address <= at < address + size:
-                side = f"{at - address - size} bytes past the end" if at >= address else "before"
-                return f"{text}, {at:#x}: {side} of the {size} bytes at {address:#x}"
-        return f"{text}, {at:#x}" if at else text
 
     def tensor_map(
         self, address: int, shape: tuple[int, int], row_stride_bytes: int, box: tuple[int, int]
@@ -409,12 +261,3 @@ class EmulatedDevice:
         """Give all memory back."""
         for address in list(self._sizes):
             self.release(address)
-
-
-_PARAMETERS = {
-    "p": "a pointer (int)",
-    "l": "a 64-bit integer (int)",
-    "i": "a 32-bit integer (numpy.int32)",
-    "f": "a float (numpy.float32)",
-    "T": "a TensorMap",
-}

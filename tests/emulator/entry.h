@@ -1,4 +1,5 @@
-// Included after a kernel's source: how the runtime calls the entry SKIM_ENTRY, and its signature.
+// Included after a kernel's source: how the runtime calls an entry, and its signature. The wrapper
+// that build.py writes then has EMU_ENTRY for each entry.
 
 template <class T> struct emu_kind { static constexpr char code = sizeof(T) == 128 ? 'T' : '?'; };
 template <class T> struct emu_kind<T*> { static constexpr char code = 'p'; };
@@ -46,13 +47,15 @@ void emu_call_with(void (*kernel)(A...), void** arguments) {
   emu_entry<A...>::call(kernel, arguments, typename emu_count<sizeof...(A)>::type());
 }
 
-}  // namespace (opened by the wrapper that device.py compiles)
+}  // namespace (opened by the wrapper)
 
 extern "C" {
 extern unsigned char __start_skim_shared[] __attribute__((weak, visibility("hidden")));
 extern unsigned char __stop_skim_shared[] __attribute__((weak, visibility("hidden")));
 unsigned char* emu_static_begin() { return __start_skim_shared; }
 unsigned char* emu_static_end() { return __stop_skim_shared; }
-const char* emu_signature() { return emu_signature_of(&SKIM_ENTRY); }
-void emu_call(void** arguments) { emu_call_with(&SKIM_ENTRY, arguments); }
 }
+
+#define EMU_ENTRY(entry)                                                                           \
+  extern "C" const char* emu_signature_##entry() { return emu_signature_of(&entry); }              \
+  extern "C" void emu_call_##entry(void** arguments) { emu_call_with(&entry, arguments); }
