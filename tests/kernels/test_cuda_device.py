@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kernels.cuda_device import CudaDevice
 
 pytestmark = pytest.mark.gpu
+SOURCES = Path(__file__).resolve().parents[2] / "kernels/cuda"
 FAKE = bool(os.environ.get("SKIM_FAKE_DRIVER"))
 only_fake = pytest.mark.skipif(not FAKE, reason="reads what the driver of tests/fixtures keeps")
 only_gpu = pytest.mark.skipif(FAKE, reason="computes on the GPU")
@@ -36,6 +37,24 @@ extern "C" __global__ void read_map(const __grid_constant__ Map map, char* out) 
     out[threadIdx.x] = map.bytes[threadIdx.x];
 }
 extern "C" __global__ void fail() {}
+"""
+TILE = """\
+#include "hopper.cuh"
+extern "C" __global__ void load_tile(const __grid_constant__ TMap map, int x, int y, u32* out) {
+    __shared__ alignas(1024) u32 tile[128 * 32];
+    __shared__ u64 barrier;
+    if (threadIdx.x == 0) {
+        mbarrier_init(&barrier, 1);
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(&barrier, sizeof tile);
+        tma_load_2d(tile, &map, x, y, &barrier);
+    }
+    mbarrier_wait(&barrier, 0);
+    for (int i = threadIdx.x; i < 128 * 32; i += blockDim.x) out[i] = tile[i];
+}
 """
 AXPY, FAIL = KernelSource("small.cu", "axpy"), KernelSource("small.cu", "fail")
 
@@ -225,6 +244,31 @@ def test_tensor_map_of_one_row_keeps_its_stride(device: CudaDevice) -> None:
     got = np.zeros(128, np.uint8)
     device.download(out.address, got)
     assert got[:32].view(np.uint64).tolist() == [memory.address, 64, 1, 4_096]
+
+
+@only_gpu
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (64, 128), (128, 896), (192, 1_000)])
+def test_tensor_map_loads_swizzled_tiles_and_zeros_outside(
+    device: CudaDevice, tmp_path: Path, x: int, y: int
+) -> None:
+    if device.arch != "sm_90a":
+        pytest.skip(f"needs a Hopper GPU, this one is {device.arch}")
+    for header in SOURCES.glob("*.cuh"):
+        (tmp_path / header.name).write_text(header.read_text())
+    (tmp_path / "tile.cu").write_text(TILE)
+    matrix = np.random.default_rng(5).integers(0, 1 << 16, (1_001, 512), np.uint16)
+    memory, out = device.allocate(matrix.nbytes), device.allocate(128 * 128)
+    device.upload(memory.address, matrix)
+    made = device.tensor_map(memory.address, (1_001, 200), 1_024, (128, 64))  # 200 of 512 columns
+    args = (made, np.int32(x), np.int32(y), out.address)
+    device.launch(KernelSource("tile.cu", "load_tile"), (1,), 128, args)
+    got = np.zeros((128, 8, 8), np.uint16)  # row, 16-byte piece, element
+    device.download(out.address, got)
+    padded = np.zeros((1_200, 256), np.uint16)
+    padded[:1_001, :200] = matrix[:, :200]
+    rows, pieces = np.arange(128)[:, None], np.arange(8)[None, :]
+    expected = padded[y : y + 128, x : x + 64].reshape(128, 8, 8)
+    assert np.array_equal(got[rows, pieces ^ (rows % 8)], expected)
 
 
 @only_gpu
