@@ -1,7 +1,7 @@
 // Matrix products: mma.sync's at once, wgmma's when they are waited for.
 //
 // A wgmma reads shared memory by the bits of its descriptors, at the wait, and its accumulators are
-// 0xff in between: a wrong descriptor, an overwritten buffer or an early use gives wrong numbers.
+// NaN in between: a wrong descriptor, an overwritten buffer or an early use gives wrong numbers.
 // The sums are fp32 with k ascending, the same on every machine.
 #include <vector>
 
@@ -109,6 +109,9 @@ void multiply_accumulate(float (&c)[4], const unsigned (&a)[4], unsigned b0, uns
 }
 
 namespace {
+
+// In accumulators under way: a signalling NaN, so that arithmetic on it leaves other bits.
+constexpr uint32_t UNDER_WAY = 0xffb5a5a5u;
 
 struct Issue {  // what a lane passes to the collective
   float* d;
@@ -222,7 +225,7 @@ void run_issue(void** lanes, unsigned) {
       float* d = fresh.lanes[lane] = static_cast<Issue*>(lanes[lane])->d;
       for (int i = 0; i < first.columns / 2; i++)
         fresh.values[place_of(lane, i, first.columns)] = d[i];
-      memset(d, 0xff, static_cast<size_t>(first.columns) / 2 * 4);
+      for (int i = 0; i < first.columns / 2; i++) memcpy(d + i, &UNDER_WAY, 4);
     }
     warp.accumulators.push_back(static_cast<Accumulator&&>(fresh));
   }
@@ -256,7 +259,7 @@ void return_accumulators(Warp& warp) {
       for (int i = 0; i < accumulator.columns / 2; i++) {
         uint32_t bits;
         memcpy(&bits, d + i, 4);
-        if (bits != 0xffffffffu)
+        if (bits != UNDER_WAY)
           fail("lane %d wrote its accumulator %d while a wgmma was under way", lane, i);
         d[i] = accumulator.values[place_of(lane, i, accumulator.columns)];
       }

@@ -7,7 +7,7 @@ import pytest
 
 from kernels.device import KernelSource
 from kernels.errors import LaunchError
-from tests.emulator.conftest import Run
+from tests.emulator.running import Run
 
 THREADS = 128
 IN = np.ones((THREADS, 4), np.float32)

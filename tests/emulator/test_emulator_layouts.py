@@ -7,7 +7,7 @@ import pytest
 
 from kernels.device import KernelSource
 from kernels.reference.rounding import round_to_bf16
-from tests.emulator.conftest import Run
+from tests.emulator.running import Run
 
 LANES = np.arange(32)
 GROUP, IN_GROUP = LANES // 4, LANES % 4  # %groupID and %threadID_in_group of the PTX ISA
