@@ -16,7 +16,7 @@ constexpr int ROWS = BLOCK_TOKENS / WARPS;  // of a warp
 constexpr int READS = 8;                    // in flight in each thread
 constexpr int COLUMNS = WARP * VECTOR;
 
-extern "C" __global__ void __launch_bounds__(WARPS* WARP)
+extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     block_mean(const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ k_mean,
                bf16* __restrict__ v_mean, int row_stride, int num_tokens, int width, int head_dim) {
   __shared__ float partial[WARPS][COLUMNS];

@@ -10,7 +10,7 @@
 
 constexpr int WARPS = 8;
 
-extern "C" __global__ void __launch_bounds__(WARPS* WARP)
+extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     chunk_reduce(const float* __restrict__ running_max, float* __restrict__ out, int num_queries,
                  int num_prompt, int chunk_tokens) {
   const int chunk = static_cast<int>(blockIdx.x) * WARPS + warp_index();

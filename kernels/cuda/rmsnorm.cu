@@ -16,7 +16,7 @@ constexpr int WARPS = 8;
 constexpr int ROWS = WARPS / WARPS_PER_ROW;
 constexpr int READS = 8;  // float4 of a lane: all in flight before the first is used
 
-extern "C" __global__ void __launch_bounds__(WARPS* WARP)
+extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     rmsnorm(const float* __restrict__ x, const float* __restrict__ weight, bf16* __restrict__ y,
             const int* __restrict__ rows, int num_rows, int hidden, float epsilon) {
   const int slot = warp_index() / WARPS_PER_ROW;

@@ -74,7 +74,7 @@ struct Partial {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS* WARP, 1)
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
     tail_logits(const bf16* __restrict__ q, const bf16* __restrict__ k,
                 const int* __restrict__ q_rows, const int* __restrict__ positions,
                 float* __restrict__ logits, float2* __restrict__ partials, int q_row_stride,
@@ -222,13 +222,14 @@ __device__ __forceinline__ void add_chunks(float* panel, const float* mass, int 
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     tail_pool(const float* __restrict__ logits, const float2* __restrict__ norms,
               float* __restrict__ running_max, float* __restrict__ panel, int num_prompt,
               int logits_stride, int num_heads, int num_queries, int chunk_tokens, int num_chunks,
               int span_tokens, int pool_given) {
   SKIM_SHARED(shared);
   const int pool = POOL > 0 ? POOL : pool_given;
+  const float share = 1.0f / static_cast<float>(pool);
   const int half = pool / 2;
   const int halo = ceil_div(half, KEYS) * KEYS;
   const int width = TILE_KEYS + 2 * halo;  // of a head's row in shared memory: keys begin - halo ..
@@ -302,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
 #pragma unroll
         for (int i = 0; i < KEYS; ++i)
-          best[i] = larger(best[i], sums[i] / static_cast<float>(pool));
+          best[i] = larger(best[i], sums[i] * share);
       }
       __syncthreads();
     }

@@ -6,17 +6,13 @@ import numpy as np
 
 from kernels.device import Device
 from kernels.ops.checks import ROW_MULTIPLE, check_aligned, check_multiple, check_positive
+from kernels.ops.threads import threads_for
 from kernels.specialisation import Family
 
 EMBED = Family("embed.cu", "embed")
 
 ROWS = 4  # of a block of threads, as in the source
 COLUMNS = 4  # of a thread
-
-
-def threads_for(num_items: int) -> int:
-    """Threads of a block that walks `num_items`: whole warps, at most 256."""
-    return min(256, -(-num_items // 32) * 32)
 
 
 def embed(

@@ -6,7 +6,7 @@ import numpy as np
 
 from kernels.device import Device
 from kernels.ops.checks import ROW_MULTIPLE, check_aligned, check_multiple, check_positive
-from kernels.ops.embed import threads_for
+from kernels.ops.threads import threads_for
 from kernels.specialisation import Family
 
 SILU_MUL = Family("silu_mul.cu", "silu_mul")

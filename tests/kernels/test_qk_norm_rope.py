@@ -203,11 +203,6 @@ def test_result_is_the_references_to_one_rounding(device: Device) -> None:
             "static_cast<float>(position) * (static_cast<float>(turns[i]) * 3.4061216e-19f)",
             Case(first_position=131_072),
         ),
-        (
-            "const float first = low[i], second = high[i];",
-            "const float first = low[i], second = -high[i];",
-            Case(),
-        ),
     ],
     ids=[
         "no norm",
@@ -216,7 +211,6 @@ def test_result_is_the_references_to_one_rounding(device: Device) -> None:
         "unwritten head",
         "queries' norm for keys",
         "float32 angle",
-        "turned backward",
     ],
 )
 def test_defect_is_seen(old: str, new: str, case: Case) -> None:
