@@ -28,7 +28,6 @@ from kernels.errors import InvalidArgument, KernelError, LaunchError, NoDevice, 
 from kernels.gemm import WORKSPACE_BYTES, Gemm
 from kernels.specialisation import OLDEST_CAPABILITY, arch_of
 
-SHARED_BYTES_FREELY = 32 << 10  # dynamic shared memory that no kernel needs permission for
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _MAX_SHARED = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
@@ -159,7 +158,7 @@ class CudaDevice:
         kernel = self._kernels.get(source)
         if kernel is None:
             kernel = self._kernels[source] = self._load(source)
-        if shared_bytes > self._shared_bytes.get(source, SHARED_BYTES_FREELY):
+        if shared_bytes > self._shared_bytes.get(source, 0):
             self._permit(source, kernel, shared_bytes)
         self._last_launch = str(source)
         given = (arg.handle if isinstance(arg, TensorMap) else arg for arg in args)
@@ -281,7 +280,7 @@ class CudaDevice:
             raise LaunchError(str(source), f"cannot be loaded on {self.arch}: {error}") from error
 
     def _permit(self, source: KernelSource, kernel: Any, shared_bytes: int) -> None:
-        """Allow a kernel more dynamic shared memory than every kernel has."""
+        """Allow a kernel that much dynamic shared memory: above 48 KiB, static included, it must."""
         allowed = self._most_shared_bytes
         if shared_bytes > allowed:
             raise LaunchError(

@@ -20,6 +20,7 @@ from nvmath.bindings import cublasLt as lt
 from kernels.errors import InvalidArgument, KernelError
 
 WORKSPACE_BYTES = 32 << 20  # what cuBLAS itself takes on Hopper
+_FAILURES = (RuntimeError, lt.cuBLASLtError)  # of loading the library, of its calls
 _FLOAT32, _BFLOAT16 = 0, 14  # cudaDataType_t
 _REDUCE_IN_FLOAT32 = 2  # cublasLtReductionScheme_t: partial sums in the workspace, fixed order
 _SCALARS = {value: np.array([value], np.float32) for value in (0.0, 1.0)}
@@ -71,7 +72,7 @@ class Gemm:
         self._plans: dict[Shape, _Plan] = {}
         try:
             self._handle = int(lt.create())
-        except RuntimeError as error:
+        except _FAILURES as error:
             raise KernelError("gemm", f"cuBLASLt cannot be used: {error}") from error
 
     def run(
@@ -116,7 +117,7 @@ class Gemm:
                 WORKSPACE_BYTES,
                 self._stream,
             )
-        except RuntimeError as error:
+        except _FAILURES as error:
             raise KernelError("gemm", f"{shape}: {error}") from error
 
     def close(self) -> None:
@@ -159,7 +160,7 @@ class Gemm:
             lt.matmul_algo_get_heuristic(
                 self._handle, desc, w, x, y, y, preference, 1, found.ptr, count.ctypes.data
             )
-        except RuntimeError as error:
+        except _FAILURES as error:
             raise KernelError("gemm", f"no algorithm for {shape}: {error}") from error
         finally:
             lt.matmul_preference_destroy(preference)

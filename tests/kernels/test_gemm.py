@@ -175,9 +175,11 @@ def test_shape_without_an_algorithm_is_refused(lt: Lt, gemm: Gemm) -> None:
 
 
 def test_refusal_of_the_library_carries_the_shape(lt: Lt, gemm: Gemm) -> None:
+    from nvmath.bindings.cublasLt import cuBLASLtError
+
     def refuse(*arguments: int) -> None:
-        raise RuntimeError("CUBLAS_STATUS_INVALID_VALUE")
+        raise cuBLASLtError(7)
 
     lt.matmul = refuse  # type: ignore[method-assign]
-    with pytest.raises(KernelError, match="m=2.*INVALID_VALUE"):
+    with pytest.raises(KernelError, match="m=2"):
         _run(gemm)
