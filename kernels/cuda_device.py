@@ -280,7 +280,7 @@ class CudaDevice:
             raise LaunchError(str(source), f"cannot be loaded on {self.arch}: {error}") from error
 
     def _permit(self, source: KernelSource, kernel: Any, shared_bytes: int) -> None:
-        """Allow a kernel that much dynamic shared memory: above 48 KiB, static included, it must."""
+        """Allow a kernel its dynamic shared memory; above 48 KiB, static included, CUDA asks."""
         allowed = self._most_shared_bytes
         if shared_bytes > allowed:
             raise LaunchError(
