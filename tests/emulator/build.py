@@ -23,7 +23,7 @@ from kernels.errors import CompileError
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "kernels" / "cuda"
 INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
-RUNTIME = ("runtime.cpp", "copies.cpp", "tensor_copies.cpp", "products.cpp")
+RUNTIME = ("runtime.cpp", "meetings.cpp", "copies.cpp", "tensor_copies.cpp", "products.cpp")
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-g1", "-ffp-contract=off")
 KERNEL_FLAGS = (
     *FLAGS,
@@ -127,8 +127,9 @@ def _sources(file: str, folder: Path, edits: Sequence[Edit]) -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=1024)
 def build_kernel(
-    source: KernelSource, arch: str, *, folder: Path = KERNELS, edits: Sequence[Edit] = ()
+    source: KernelSource, arch: str, folder: Path = KERNELS, edits: tuple[Edit, ...] = ()
 ) -> Path:
     """Shared object with the entries of a file under the defines, compiled as for `arch`.
 

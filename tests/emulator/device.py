@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from kernels.device import Arg, KernelSource, Mark, Memory, TensorMap
 from kernels.errors import InvalidArgument, LaunchError, OutOfMemory
 from tests.emulator.build import KERNELS, Edit, build_kernel, load_runtime
-from tests.emulator.launching import Kernel, Order, check_sizes, pack_arguments, run
+from tests.emulator.launching import (
+    Kernel,
+    Order,
+    check_sizes,
+    load_kernel,
+    pack_arguments,
+    run,
+)
 
 
 class EmulatedMemory:
@@ -157,8 +164,8 @@ class EmulatedDevice:
         """Run one kernel to its end; LaunchError says what a GPU would have done wrong."""
         kernel = self._kernels.get(source)
         if kernel is None:
-            path = build_kernel(source, self.arch, folder=self._folder, edits=self._edits)
-            kernel = self._kernels[source] = Kernel(path, source.entry)
+            path = build_kernel(source, self.arch, self._folder, self._edits)
+            kernel = self._kernels[source] = load_kernel(path, source.entry)
         check_sizes(source, self.arch, kernel, grid, block, shared_bytes)
         arguments = pack_arguments(
             source, kernel.signature, args, lambda address: self._inside(address, 0)

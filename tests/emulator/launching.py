@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +76,12 @@ class Kernel:
         signature = getattr(self.library, f"emu_signature_{entry}")
         signature.restype = ctypes.c_char_p
         self.signature: str = signature().decode()
+
+
+@lru_cache(maxsize=1024)
+def load_kernel(path: Path, entry: str) -> Kernel:
+    """The entry of a built source, loaded once."""
+    return Kernel(path, entry)
 
 
 def _symbol_offset(path: Path, address: int) -> int:

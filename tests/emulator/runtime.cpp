@@ -32,21 +32,10 @@ static unsigned thread_count;
 namespace {
 
 constexpr size_t STACK_BYTES = 96 << 10, PAGE = 4096, MAX_THREADS = 1024, MAX_SHARED = 228 << 10;
-constexpr unsigned BARRIERS = 16;
-
-struct Warp {
-  unsigned runnable, waiting;
-  void* arguments[32];
-};
-struct Barrier {
-  unsigned arrived, expected;
-};
-
 const Launch* launch;
-Warp warps[32];
-uint64_t ready;  // warps with a runnable lane
+uint32_t runnable[32];  // lanes of each warp that can run
+uint64_t ready;         // warps with such a lane
 unsigned live;
-Barrier barriers[BARRIERS];
 Context main_context;
 bool failed;
 unsigned char *stacks, *shared_end, *shared_begin;
@@ -77,23 +66,22 @@ void prepare() {
 
 void set_runnable(Thread& thread) {
   thread.state = RUNNABLE;
-  warps[thread.warp].runnable |= 1u << thread.lane;
+  runnable[thread.warp] |= 1u << thread.lane;
   ready |= 1ull << thread.warp;
 }
 
 void clear_runnable(Thread& thread) {
-  Warp& warp = warps[thread.warp];
-  warp.runnable &= ~(1u << thread.lane);
-  if (!warp.runnable) ready &= ~(1ull << thread.warp);
+  runnable[thread.warp] &= ~(1u << thread.lane);
+  if (!runnable[thread.warp]) ready &= ~(1ull << thread.warp);
 }
 
 // The running warp goes on as long as one of its lanes can; then the first (or last) that can.
 Thread* pick() {
   if (!ready) return nullptr;
   unsigned warp = current->warp;
-  if (!warps[warp].runnable)
+  if (!runnable[warp])
     warp = launch->reverse ? 63 - __builtin_clzll(ready) : __builtin_ctzll(ready);
-  const unsigned lanes = warps[warp].runnable;
+  const unsigned lanes = runnable[warp];
   const unsigned lane = launch->reverse ? 31 - __builtin_clz(lanes) : __builtin_ctz(lanes);
   return &threads[warp * 32 + lane];
 }
@@ -123,8 +111,8 @@ const char* describe(const Thread& thread, char* text, size_t room) {
     case RUNNABLE: return "can run";
     case AT_OPERATION: snprintf(text, room, "waits at %s", thread.operation->name); break;
     case AT_BARRIER:
-      snprintf(text, room, "waits at %s, barrier %u, %u of %u threads there", thread.name,
-               thread.barrier, barriers[thread.barrier].arrived, barriers[thread.barrier].expected);
+      snprintf(text, room, "waits at %s, ", thread.name);
+      describe_barrier(thread.barrier, text + strlen(text), room - strlen(text));
       break;
     case AT_TRANSACTION:
       snprintf(text, room, "waits at %s for parity %u of ", thread.name, thread.parity);
@@ -187,8 +175,7 @@ void run_block() {
   shared_begin = shared_end - (shared_bytes + 1023) / 1024 * 1024;
   memset(shared_begin, 0xff, shared_end - shared_begin);
   memset(launch->static_begin, 0xff, launch->static_end - launch->static_begin);
-  memset(warps, 0, sizeof warps);
-  memset(barriers, 0, sizeof barriers);
+  memset(runnable, 0, sizeof runnable);
   ready = 0;
   live = thread_count;
   for (unsigned i = 0; i < thread_count; i++) {
@@ -203,6 +190,7 @@ void run_block() {
     make_context(thread.context, stacks + i * STACK_BYTES, top, thread_main);
     set_runnable(thread);
   }
+  reset_meetings();
   reset_copies();
   reset_tensor_copies();
   reset_products();
@@ -256,62 +244,14 @@ void wait_here() {
 
 void wake(Thread& thread) { set_runnable(thread); }
 
+void wake_lanes(unsigned warp, unsigned mask) {
+  runnable[warp] |= mask;
+  ready |= 1ull << warp;
+}
+
 unsigned thread_number() { return static_cast<unsigned>(current - threads.data()); }
 unsigned threads_in_block() { return thread_count; }
 bool runs_reversed() { return launch->reverse; }
-
-void collective(const Operation& operation, void* argument, unsigned mask) {
-  Thread& self = *current;
-  Warp& warp = warps[self.warp];
-  const unsigned bit = 1u << self.lane;
-  if (!(mask & bit))
-    fail("%s: lane %u is not in its own mask 0x%x", operation.name, self.lane, mask);
-  self.operation = &operation;
-  self.mask = mask;
-  warp.arguments[self.lane] = argument;
-  warp.waiting |= bit;
-  if ((warp.waiting & mask) != mask) {
-    self.state = AT_OPERATION;
-    wait_here();
-    return;
-  }
-  for (unsigned rest = mask; rest; rest &= rest - 1) {
-    const Thread& other = threads[self.warp * 32 + __builtin_ctz(rest)];
-    if (other.operation != &operation || other.mask != mask)
-      fail("the warp has diverged: this lane is at %s with mask 0x%x, lane %u at %s with mask 0x%x",
-           operation.name, mask, other.lane, other.operation->name, other.mask);
-  }
-  operation.run(warp.arguments, mask);
-  warp.waiting &= ~mask;
-  for (unsigned rest = mask & ~bit; rest; rest &= rest - 1)
-    threads[self.warp * 32 + __builtin_ctz(rest)].state = RUNNABLE;
-  warp.runnable |= mask;
-  ready |= 1ull << self.warp;
-}
-
-void barrier(const char* name, unsigned id, unsigned count, bool wait) {
-  if (id >= BARRIERS) fail("%s: barrier %u of 0 to 15", name, id);
-  if (count == 0) count = thread_count;
-  if (id && (count % 32 || count > thread_count))
-    fail("%s: %u threads at barrier %u, of a block of %u in whole warps", name, count, id,
-         thread_count);
-  Barrier& meeting = barriers[id];
-  if (meeting.arrived && meeting.expected != count)
-    fail("%s: barrier %u for %u threads, others came for %u", name, id, count, meeting.expected);
-  meeting.expected = count;
-  meeting.arrived++;
-  if (meeting.arrived < count) {
-    if (!wait) return;
-    current->state = AT_BARRIER;
-    current->name = name;
-    current->barrier = id;
-    wait_here();
-    return;
-  }
-  meeting.arrived = 0;
-  for (unsigned i = 0; i < thread_count; i++)
-    if (threads[i].state == AT_BARRIER && threads[i].barrier == id) set_runnable(threads[i]);
-}
 
 unsigned char* dynamic_shared() { return shared_begin; }
 

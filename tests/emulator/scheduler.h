@@ -74,16 +74,19 @@ extern std::vector<Thread> threads;
 
 void wait_here();           // the running thread, whose state is set, lets others run
 void wake(Thread& thread);  // it can run again
+void wake_lanes(unsigned warp, unsigned mask);
 unsigned threads_in_block();
 bool runs_reversed();
 
 // Parts of a block's state that other files keep: emptied when it begins, checked when it ends.
+void reset_meetings();
 void reset_copies();
 void reset_tensor_copies();
 void reset_products();
 void check_tensor_copies_done();
 void check_products_done();
-bool land_tensor_copy();         // one of those under way; false: there is none
+bool land_tensor_copy();  // one of those under way; false: there is none
+void describe_barrier(unsigned id, char* text, size_t room);
 void describe_transaction(unsigned shared, char* text, size_t room);
 
 }  // namespace emu
