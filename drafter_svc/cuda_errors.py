@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kernels.errors import KernelError, OutOfMemory
-from skim.errors import Busy, EngineFault
+from kernels.errors import KernelError, NoDevice, OutOfMemory
+from skim.errors import Busy, ConfigError, EngineFault
 
 
 @contextmanager
@@ -22,6 +22,7 @@ def kernel_errors(doing: str) -> Iterator[None]:
 
     Raises:
         Busy: the GPU has too little free memory for it.
+        ConfigError: there is no GPU that can be used.
         EngineFault: a kernel could not be compiled or launched, or failed.
     """
     try:
@@ -30,6 +31,10 @@ def kernel_errors(doing: str) -> Iterator[None]:
         raise Busy(
             f"the GPU has too little free memory for {doing}: {error}",
             reason="GPU_MEMORY_EXHAUSTED",
+        ) from error
+    except NoDevice as error:
+        raise ConfigError(
+            f"the CUDA backend cannot be used: {error}", got="cuda", allowed="auto, cpu"
         ) from error
     except KernelError as error:
         raise EngineFault(f"{doing} on the GPU failed: {error}", reason="GPU_FAULT") from error

@@ -101,7 +101,7 @@ class PassLists:
 
     def selected(self, layer: int) -> tuple[int, int, int]:
         """Where the selection of a layer writes: indices, counts, cut."""
-        rows = layer * self._num_heads * self._size.num_blocks
+        rows = layer * self._size.list_rows(self._num_heads)
         at = self._workspace.at
         return at("indices"), at("counts") + 4 * rows, at("cut") + rows
 
@@ -120,13 +120,15 @@ class PassLists:
         layers = self._size.num_attending
         if not self._size.sparse or layers == 0:
             return (1.0,) * layers, 0.0
-        shape = (layers, self._num_heads, self._size.num_blocks)
+        shape = (layers, self._size.list_rows(self._num_heads))
         counts: NDArray[np.int32] = np.empty(shape, dtype=np.int32)
         cut: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
         self._device.download(self._workspace.at("counts"), counts)
         self._device.download(self._workspace.at("cut"), cut)
-        causal_pairs = self._num_heads * self._size.num_blocks * (self._size.num_blocks + 1) // 2
-        densities = counts.sum(axis=(1, 2), dtype=np.int64) / causal_pairs
+        num_rows = self._num_heads * self._size.num_blocks
+        counts, cut = counts[:, :num_rows], cut[:, :num_rows]
+        causal_pairs = num_rows * (self._size.num_blocks + 1) // 2
+        densities = counts.sum(axis=1, dtype=np.int64) / causal_pairs
         for layer, density in self._planted_density.items():
             densities[layer] = density
         kept = [layer for layer in range(layers) if layer not in self._planted_density]

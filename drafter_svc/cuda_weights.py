@@ -22,6 +22,7 @@ from drafter_svc.architecture import halves
 from drafter_svc.backend import DrafterModel
 from kernels.device import Device, Memory
 from kernels.ops.dequant import DEQUANT_TYPES, dequant
+from kernels.ops.rmsnorm import MAX_HIDDEN
 from modelfile.ggml_types import GGML_TYPES
 from modelfile.gguf_file import GgufFile
 from modelfile.hparams import ModelShape
@@ -81,6 +82,8 @@ def check_shape(shape: ModelShape) -> None:
     for name, width in (("embedding", shape.embed), ("feed-forward", shape.ffn)):
         if width % ROW_MULTIPLE:
             problem = (f"the {name} width", width, f"a multiple of {ROW_MULTIPLE}")
+    if shape.embed > MAX_HIDDEN:
+        problem = ("the embedding width", shape.embed, f"at most {MAX_HIDDEN}")
     if problem:
         what, got, allowed = problem
         raise ModelFileError(

@@ -51,6 +51,10 @@ class PassSize:
         """Key blocks, and query tiles."""
         return -(-self.num_rows // BLOCK_TOKENS)
 
+    def list_rows(self, num_heads: int) -> int:
+        """Entries of a layer's counts: one a tile and head, then up to 16 bytes' alignment."""
+        return -(-num_heads * self.num_blocks // 4) * 4
+
     @property
     def num_chunks(self) -> int:
         """Chunks of the prompt."""
@@ -100,8 +104,8 @@ def plan_pass(shape: ModelShape, size: PassSize) -> WorkspacePlan:
         plan.add("mass", 4 * heads * blocks * blocks)
         plan.add("indices", 4 * heads * blocks * blocks)
         # One a layer, downloaded together when the pass is over.
-        plan.add("counts", 4 * size.num_attending * heads * blocks)
-        plan.add("cut", size.num_attending * heads * blocks)
+        plan.add("counts", 4 * size.num_attending * size.list_rows(heads))
+        plan.add("cut", size.num_attending * size.list_rows(heads))
     plan.add("attention_scratch", SCRATCH_BYTES)
     plan.add("positions", 4 * size.num_queries)
     plan.add("query_rows", 4 * size.num_queries)

@@ -14,20 +14,26 @@ from typing import TypeAlias
 from drafter_svc.backend import Backend
 from drafter_svc.config import DrafterSettings
 from drafter_svc.cpu_backend import CpuBackend
+from drafter_svc.cuda_backend import CudaBackend
+from kernels.doctor import examine as examine_kernels
 from modelfile.gguf_file import GgufFile
 from modelfile.tokenizer import Tokenizer
-from skim.errors import ConfigError
+from skim.errors import ConfigError, SkimError
 
 
 @dataclass(frozen=True)
 class Drafter:
-    """One model, ready to score. `close` it when no pass uses it any more."""
+    """One model, ready to score. `close` it when no pass uses it any more.
+
+    `why_cpu` says why its passes run on the CPU; None: they run on a GPU.
+    """
 
     name: str
     model_digest: str
     layout_digest: str
     tokenizer: Tokenizer
     backend: Backend
+    why_cpu: str | None = None
 
     def close(self) -> None:
         """Release the weights; idempotent."""
@@ -43,24 +49,54 @@ def open_drafter(name: str, path: Path, settings: DrafterSettings) -> Drafter:
     Raises:
         ModelFileError: the file is unreadable, corrupt or not supported.
         ConfigError: the configured backend is not there.
+        Busy: the configured backend is CUDA's and the weights do not fit its free memory.
     """
-    check_backend(settings)
     with GgufFile.open(path) as file:
         tokenizer = Tokenizer.from_gguf(file)
         digests = file.model_digest, file.layout_digest
+    return Drafter(name, *digests, tokenizer, *open_backend(path, settings))
+
+
+def open_backend(path: Path, settings: DrafterSettings) -> tuple[Backend, str | None]:
+    """Load the weights where the settings say; tell also why that is the CPU, if it is.
+
+    Raises: see `open_drafter`.
+    """
+    reason = check_backend(settings)
+    if reason is None:
+        try:
+            return CudaBackend.open(path), None
+        except SkimError as error:  # a broken file, too: the CPU backend then says so again
+            if settings.backend == "cuda":
+                raise
+            reason = error.message
     backend = CpuBackend.open(
         path,
         num_threads=settings.threads or None,
         workspace_bytes=settings.workspace_bytes,
     )
-    return Drafter(name, *digests, tokenizer, backend)
+    return backend, reason
 
 
-def check_backend(settings: DrafterSettings) -> None:
-    """Refuse a backend that this build does not have (ConfigError). `auto` takes the CPU's."""
-    if settings.backend == "cuda":
+def check_backend(settings: DrafterSettings) -> str | None:
+    """Say why passes run on the CPU, or None: the GPU is used.
+
+    Raises:
+        ConfigError: the settings ask for CUDA and it cannot be used.
+    """
+    if settings.backend == "cpu":
+        return "the settings ask for it"
+    reason = why_no_gpu()
+    if reason is not None and settings.backend == "cuda":
         raise ConfigError(
-            "backend must be auto or cpu: this build has no CUDA backend",
-            got="cuda",
-            allowed="auto, cpu",
+            f"the CUDA backend cannot be used: {reason}", got="cuda", allowed="auto, cpu"
         )
+    return reason
+
+
+def why_no_gpu() -> str | None:
+    """Ask the kernels' doctor why no pass can run on a GPU here; None: one can."""
+    report = examine_kernels()
+    if report["backend"] == "cuda":
+        return None
+    return " ".join(report["lines"]) or "no GPU was found"

@@ -204,6 +204,7 @@ class DrafterHost:
             model=name,
             model_digest=drafter.model_digest,
             backend=drafter.backend.name,
+            why_cpu=drafter.why_cpu,
             load_s=time.monotonic() - begin_s,
         )
         return drafter

@@ -1,0 +1,260 @@
+"""The CUDA backend: the drafter's pass on one GPU, behind the same interface as the CPU's.
+
+Holds a device, the weights in one region on it (`cuda_weights`) and one arena for the passes
+(`cuda_workspace`); `cuda_forward` queues a pass layer by layer. The host stays about one layer
+ahead of the GPU, so the stop flag is looked at and progress told between layers while the queue
+never runs dry. Only chunk scores, the coverage panel and the counts of kept blocks come back.
+
+Refuses (InvalidRequest) ids outside the vocabulary, attention blocks of other than 128 tokens, and
+look-ahead, which only the CPU backend computes. What the kernels raise is mapped by `cuda_errors`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from drafter_svc.architecture import scaling_for
+from drafter_svc.backend import ChunkScores, DrafterModel, ScoreInput
+from drafter_svc.cuda_attention import CudaAttention
+from drafter_svc.cuda_errors import kernel_errors
+from drafter_svc.cuda_forward import CudaForward
+from drafter_svc.cuda_lists import PassLists, PlantedOnDevice, Planter, rule_of
+from drafter_svc.cuda_marks import StageMarks
+from drafter_svc.cuda_scoring import CudaScoring
+from drafter_svc.cuda_weights import CudaWeights
+from drafter_svc.cuda_workspace import BLOCK_TOKENS, CHUNK_ROWS, PassSize, Workspace, plan_pass
+from drafter_svc.scorers import ATTENTION_SCORERS, AttentionScorer
+from drafter_svc.scorers.queries import QueryPlan, plan_queries
+from drafter_svc.scorers.tally import LAYER_GROUPS
+from drafter_svc.text_pass import check_ids, score_by_text
+from kernels.device import Device, Mark
+from kernels.errors import NoDevice
+from kernels.ops.tail_score import MAX_POOL
+from modelfile.gguf_file import GgufFile
+from skim.errors import Cancelled, InvalidRequest
+
+
+class CudaBackend:
+    """A drafter on one GPU. One pass at a time; any thread may run it."""
+
+    name = "cuda"
+
+    def __init__(
+        self,
+        device: Device,
+        weights: CudaWeights,
+        *,
+        planted: Planter | None = None,
+        chunk_rows: int = CHUNK_ROWS,
+    ) -> None:
+        """Take a device and weights that are on it; both are closed with the backend.
+
+        Args:
+            planted: gives the block lists that stand in for the selected ones; benchmarks only.
+            chunk_rows: see `cuda_workspace.CHUNK_ROWS`.
+        """
+        self.device = device
+        self.weights = weights
+        self.workspace = Workspace(device)
+        self._model = weights.describe()
+        self._planted = PlantedOnDevice(device, planted)
+        self._chunk_rows = chunk_rows
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        device: Device | None = None,
+        *,
+        planted: Planter | None = None,
+        chunk_rows: int = CHUNK_ROWS,
+    ) -> CudaBackend:
+        """Load a GGUF file onto a GPU.
+
+        Args:
+            device: closed with the backend, or if it cannot be opened; None: the first GPU.
+            planted, chunk_rows: see `__init__`.
+
+        Raises:
+            ModelFileError: the file is unreadable, corrupt, or a model the kernels do not take.
+            Busy: the weights do not fit the GPU's free memory.
+            ConfigError: there is no usable GPU, or a package of the gpu extra is missing.
+            EngineFault: a kernel failed.
+        """
+        with kernel_errors(f"loading {path}"):
+            device = device or _first_gpu()
+            try:
+                with GgufFile.open(path) as file:
+                    weights = CudaWeights.load(device, file)
+            except BaseException:
+                device.close()
+                raise
+        return cls(device, weights, planted=planted, chunk_rows=chunk_rows)
+
+    @property
+    def model(self) -> DrafterModel:
+        """The loaded model."""
+        return self._model
+
+    @property
+    def planted_bytes(self) -> int:
+        """Device memory that planted lists hold, beside the arena."""
+        return self._planted.num_bytes
+
+    def close(self) -> None:
+        """Release the arena, the weights and the device; idempotent.
+
+        Raises:
+            EngineFault: the GPU failed; everything was let go all the same.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        with kernel_errors("closing"), ExitStack() as stack:
+            for part in (self.device, self.weights, self.workspace, self._planted):
+                stack.callback(part.close)  # the last one first, each whatever the others raise
+
+    def score(
+        self,
+        request: ScoreInput,
+        *,
+        stop: threading.Event,
+        progress: Callable[[int, int], None],
+    ) -> ChunkScores:
+        """Score one prompt; see `Backend.score`."""
+        check_ids(request.ids, self._model.vocab_size)
+        by_text = score_by_text(request, stop, progress)
+        if by_text is not None:
+            return by_text
+        _check_supported(request)
+        with kernel_errors(f"scoring {request.num_tokens} tokens"):
+            return self._score_by_attention(
+                request, ATTENTION_SCORERS[request.scorer], stop, progress
+            )
+
+    def plan(self, request: ScoreInput) -> tuple[QueryPlan, PassSize]:
+        """Where the queries of a request stand, and what the size of its pass depends on."""
+        queries = plan_queries(request.num_tokens, request.query_tokens, request.last_token_query)
+        scored = ATTENTION_SCORERS[request.scorer].scored_layers(self._model.num_layers)
+        num_rows = request.num_tokens + queries.copied_tokens
+        size = PassSize(
+            num_rows=num_rows,
+            num_tokens=request.num_tokens,
+            num_queries=int(queries.positions.size),
+            chunk_tokens=request.chunk_tokens,
+            num_attending=scored.stop - 1,
+            num_groups=min(LAYER_GROUPS, len(scored)),
+            sparse=num_rows >= request.attention.dense_below_tokens,
+            chunk_rows=self._chunk_rows,
+        )
+        return queries, size
+
+    def _score_by_attention(
+        self,
+        request: ScoreInput,
+        scorer: AttentionScorer,
+        stop: threading.Event,
+        progress: Callable[[int, int], None],
+    ) -> ChunkScores:
+        queries, size = self.plan(request)
+        ids = request.ids
+        if queries.copied is not None:
+            ids = np.concatenate([ids, ids[slice(*queries.copied)]])
+        scaling = scaling_for(self.weights.shape, ids.size)
+        scored = scorer.scored_layers(self._model.num_layers)
+        self.workspace.prepare(plan_pass(self.weights.shape, size))
+        marks = StageMarks(self.device)
+        forward = CudaForward(self.device, self.weights, self.workspace, size, scaling, marks)
+        scoring = CudaScoring(
+            self.device,
+            self.weights.shape,
+            self.workspace,
+            size,
+            queries.positions,
+            len(scored),
+            pool_kernel=request.pool_kernel,
+        )
+        lists = PassLists(
+            self.device,
+            self.workspace,
+            size,
+            self.weights.shape.heads,
+            rule_of(request.attention),
+            self._planted,
+        )
+        attention = CudaAttention(
+            self.device, self.weights.shape, self.workspace, size, request.attention, lists
+        )
+        progress(0, scored.stop)
+        forward.embed(ids)
+        reached: list[Mark] = []
+        for index in range(scored.stop):
+            if stop.is_set():
+                raise Cancelled("the scoring pass was stopped")
+            last = index == scored.stop - 1
+            if last:
+                forward.project_last(index)
+            else:
+                forward.project(index)
+            if index in scored:
+                forward.score(scoring, last=last)
+            if not last:
+                forward.finish(index, attention)
+            reached.append(self.device.record(timed=False))
+            if index:  # one layer is queued behind the one that is waited for
+                reached[index - 1].wait()
+                progress(index, scored.stop)
+        scoring.reduce()
+        marks.end("score")
+        scores, panel = scoring.result()
+        progress(scored.stop, scored.stop)
+        densities, cut_row_share = lists.result()
+        return ChunkScores(
+            scores=scores,
+            panel=panel,
+            density=densities,
+            cut_row_share=cut_row_share,
+            yarn_factor=scaling.factor,
+            layers_run=scored.stop,
+            stage_s=marks.seconds(),
+            num_queries=size.num_queries,
+            query_copied=queries.copied is not None,
+        )
+
+
+def _first_gpu() -> Device:
+    try:
+        from kernels.cuda_device import CudaDevice
+    except ImportError as error:
+        raise NoDevice(
+            "device", f"a package is missing ({error}): pip install 'skim[gpu]'"
+        ) from error
+    return CudaDevice()
+
+
+def _check_supported(request: ScoreInput) -> None:
+    if request.lookahead_tokens:
+        raise InvalidRequest.field_value(
+            "lookahead_tokens",
+            request.lookahead_tokens,
+            "0 on a drafter that runs on a GPU",
+            reason="LOOKAHEAD_UNSUPPORTED",
+        )
+    if request.pool_kernel > MAX_POOL:
+        raise InvalidRequest.field_value(
+            "pool_kernel",
+            request.pool_kernel,
+            f"at most {MAX_POOL} on a drafter that runs on a GPU",
+        )
+    if request.attention.block_tokens != BLOCK_TOKENS:
+        raise InvalidRequest.field_value(
+            "attention.block_tokens",
+            request.attention.block_tokens,
+            f"{BLOCK_TOKENS} on a drafter that runs on a GPU",
+        )
