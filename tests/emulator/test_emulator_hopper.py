@@ -19,9 +19,8 @@ DEFECTS = (
 Array = np.ndarray[Any, Any]
 
 
-def probe(entry: str, *, width: int = 64, defect: str = "NONE") -> KernelSource:
-    defines = (("WIDTH", width), ("DEFECT", DEFECTS.index(defect)))
-    return KernelSource("hopper_probes.cu", entry, defines)
+def probe(entry: str, width: int = 64) -> KernelSource:
+    return KernelSource("hopper_probes.cu", entry, (("WIDTH", width),))
 
 
 def to_bf16(values: Array) -> Array:
@@ -33,8 +32,11 @@ def to_float(bits: Array) -> Array:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def run_hopper(run: Run, source: KernelSource, *arguments: Any, **options: Any) -> Array:
+def run_hopper(
+    run: Run, source: KernelSource, *arguments: Any, defect: str = "NONE", **options: Any
+) -> Array:
     """The last array after a launch of one warpgroup."""
+    arguments = (*arguments, np.int32(DEFECTS.index(defect)))
     return run(source, *arguments, block=128, arch="sm_90a", **options)[-1]
 
 
@@ -42,8 +44,7 @@ def run_tile(run: Run, x: int, y: int, defect: str = "NONE") -> Array:
     """A tile at (x, y) of the matrix 1, 2, 3 ... [80, 96]."""
     matrix = np.arange(1, 80 * 96 + 1, dtype=np.uint16).reshape(80, 96)
     arguments = (Map(matrix, (64, 64)), np.zeros((64, 64), np.uint16), np.int32(x), np.int32(y))
-    source = probe("tile", defect=defect)
-    return run_hopper(run, source, *arguments, shared_bytes=9216)
+    return run_hopper(run, probe("tile"), *arguments, defect=defect, shared_bytes=9216)
 
 
 def run_products(run: Run, width: int, defect: str = "NONE", **options: Any) -> tuple[Array, Array]:
@@ -52,10 +53,11 @@ def run_products(run: Run, width: int, defect: str = "NONE", **options: Any) -> 
     a, b = to_bf16(rng.standard_normal((60, 120))), to_bf16(rng.standard_normal((width, 128)))
     out = run_hopper(
         run,
-        probe("from_shared", width=width, defect=defect),
+        probe("from_shared", width),
         Map(a, (64, 64)),
         Map(b, (width, 64)),
         np.full((64, width), np.nan, np.float32),
+        defect=defect,
         shared_bytes=2 * 128 * (64 + width),
         **options,
     )
@@ -98,10 +100,11 @@ def run_registers(run: Run, width: int, defect: str = "NONE") -> tuple[Array, Ar
     start = rng.standard_normal((64, width)).astype(np.float32)
     out = run_hopper(
         run,
-        probe("from_registers", width=width, defect=defect),
+        probe("from_registers", width),
         a.view(np.uint32),
         Map(v, (32, 64)),
         start,
+        defect=defect,
         shared_bytes=64 * width,
     )
     return out, start + to_float(a).astype(np.float64) @ to_float(v).astype(np.float64)
@@ -117,10 +120,11 @@ def run_ring(run: Run, defect: str = "NONE", **options: Any) -> Array:
     matrix *= 2.0 ** np.arange(5).repeat(8)[:, None]
     return run_hopper(
         run,
-        probe("ring", defect=defect),
+        probe("ring"),
         Map(to_bf16(matrix), (8, 64)),
         np.full(96, np.nan, np.float32),
         np.int32(5),
+        defect=defect,
         shared_bytes=2048,
         **options,
     )
