@@ -38,7 +38,7 @@ class DrafterSettings(ServiceSettings):
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     # Drafters to swap to, as `name=path`, separated by commas.
     models: str = ""
-    # Where the pass runs. auto: the GPU where this build has a CUDA backend, else the CPU.
+    # Where the pass runs. auto: the GPU where one can be used, else the CPU.
     backend: BackendName = "auto"
     # CPU threads of a pass; 0: the cores this process may use.
     threads: int = Field(default=0, ge=0, le=512)
