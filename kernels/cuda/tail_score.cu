@@ -19,11 +19,13 @@
 //                 our own in which a lane's 16 bytes are its operands of two products.
 //                 Grid: (num_kv_heads * column_groups, num_slices). Block: 128. Shared: 24 * HEAD_DIM * 2.
 //   tail_combine  slices to (maximum, 1 / sum). Grid: num_heads * num_queries. Block: 32.
-//   tail_pool     probabilities, pool, maximum, panel. Grid: (ceil(n / span_tokens), num_queries), where a
-//                 span is whole chunks and a multiple of 4. Block: 256. Shared (dynamic):
-//                 16 * (1024 + 2 * halo) bytes, halo = pool / 2 rounded up to 4.
-// Limits: HEAD_DIM 64, 128, 256; pool odd (0 as POOL: given at run time); every position >= 0;
-// logits_stride % 4 == 0; q, k 16-byte aligned, strides % 8 == 0. Hidden keys get exact zeros; NaN stays.
+//   tail_pool     probabilities, pool, maximum, panel. A block of threads holds 1,024 keys of four heads
+//                 and scores all but the `halo` (pool / 2 rounded up to 4) at either end, whose
+//                 neighbours it lacks. Grid: (ceil(n / span_tokens), num_queries), where a span is whole
+//                 chunks and a multiple of 4. Block: 256. Shared: 18 KiB, static.
+// Limits: HEAD_DIM 64, 128, 256; num_heads <= 256; pool odd, <= 1017 (POOL 0: given at run time);
+// every position >= 0; logits_stride % 4 == 0; q, k 16-byte aligned, strides % 8 == 0.
+// Keys that a query may not see get exact zeros; NaN stays NaN.
 // Traffic at 131,072 tokens, 8 KV heads of 128, 144 rows: 268 MB keys + 2 * 75 MB logits a layer.
 // Reference: tail_score, chunk_sum. Measured: not yet run on a GPU.
 #include "vectors.cuh"
@@ -41,19 +43,21 @@ constexpr int PIECES = HEAD_DIM / 32;  // 32 components: 16 bytes of each of a q
 constexpr float LOWEST = -1e30f;
 
 // Fragments of the block's queries, so that lane l of a warp reads fragments[..][l]: conflict-free.
+// Columns past the last are zero. Every thread's reads are independent of each other.
 __device__ __forceinline__ void stage_queries(uint4 (&fragments)[TILES][PIECES][WARP],
                                               const bf16* q, const int* q_rows, int q_row_stride,
                                               int num_queries, int first_column, int num_columns) {
-  for (int i = static_cast<int>(threadIdx.x); i < TILES * PIECES * WARP; i += WARPS * WARP) {
-    const int lane = i % WARP, piece = i / WARP % PIECES, tile = i / (WARP * PIECES);
-    const int column = first_column + 8 * tile + lane / 4;
-    uint4 raw = make_uint4(0, 0, 0, 0);
-    if (column < num_columns) {
-      const i64 row = q_rows[column % num_queries];
-      raw = load_vector(q + row * q_row_stride + (column / num_queries) * HEAD_DIM + 32 * piece +
-                        VECTOR * (lane % 4));
-    }
-    fragments[tile][piece][lane] = raw;
+#pragma unroll
+  for (int i = 0; i < ceil_div(TILES * PIECES, WARPS); ++i) {
+    const int fragment = i * WARPS + warp_index();
+    if (TILES * PIECES % WARPS != 0 && fragment >= TILES * PIECES) break;
+    const int tile = fragment / PIECES, piece = fragment % PIECES;
+    const int column = first_column + 8 * tile + lane_index() / 4;
+    const int real = min(column, num_columns - 1);
+    const i64 row = q_rows[real % num_queries];
+    const uint4 raw = load_vector(q + row * q_row_stride + (real / num_queries) * HEAD_DIM +
+                                  32 * piece + VECTOR * (lane_index() % 4));
+    fragments[tile][piece][lane_index()] = column == real ? raw : make_uint4(0, 0, 0, 0);
   }
 }
 
@@ -82,6 +86,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
                 int column_groups, float scale_log2e) {
   __shared__ uint4 fragments[TILES][PIECES][WARP];
   __shared__ float2 by_warp[WARPS][COLUMNS];
+  __shared__ int last_keys[COLUMNS];  // that each column sees
   const int kv_head = static_cast<int>(blockIdx.x) / column_groups;
   const int first_column = static_cast<int>(blockIdx.x) % column_groups * COLUMNS;
   const int num_columns = group * num_queries;  // of this KV head
@@ -90,6 +95,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
 
   stage_queries(fragments, q + static_cast<i64>(kv_head) * group * HEAD_DIM, q_rows, q_row_stride,
                 num_queries, first_column, num_columns);
+  if (static_cast<int>(threadIdx.x) < COLUMNS) {
+    const int column = min(first_column + static_cast<int>(threadIdx.x), num_columns - 1);
+    last_keys[threadIdx.x] = min(positions[column % num_queries], num_prompt - 1);
+  }
+  __syncthreads();
   // The lane's two columns of each tile: how far they see, and what they have seen.
   int last_key[TILES][2];
   Partial seen[TILES][2];
@@ -97,13 +107,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
   for (int tile = 0; tile < TILES; ++tile) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      const int column = first_column + 8 * tile + 2 * t + c;
-      last_key[tile][c] =
-          column < num_columns ? min(positions[column % num_queries], num_prompt - 1) : -1;
+      last_key[tile][c] = last_keys[8 * tile + 2 * t + c];
       seen[tile][c] = {LOWEST, 0.0f};
     }
   }
-  __syncthreads();
 
   const bf16* const keys = k + kv_head * HEAD_DIM + VECTOR * t;
   const int end = min((slice + 1) * SLICE_KEYS, num_prompt);
@@ -182,6 +189,7 @@ constexpr int WARPS = THREADS / WARP;
 constexpr int KEYS = 4;  // of a thread, side by side
 constexpr int TILE_KEYS = THREADS * KEYS;
 constexpr int HEADS_AT_ONCE = 4;
+constexpr int MAX_HEADS = THREADS;
 
 // The larger of the two, or NaN if either is: a broken layer must show in the scores.
 __device__ __forceinline__ float larger(float kept, float value) {
@@ -222,54 +230,77 @@ __device__ __forceinline__ void add_chunks(float* panel, const float* mass, int 
   }
 }
 
+// The thread's four logits of each of the next heads; -inf where there is no key or no head.
+__device__ __forceinline__ void read_logits(float4 (&raw)[HEADS_AT_ONCE], const float* logits,
+                                            i64 head_stride, int heads_left, bool inside) {
+  const float nothing = negative_infinity();
+#pragma unroll
+  for (int u = 0; u < HEADS_AT_ONCE; ++u) {
+    raw[u] = make_float4(nothing, nothing, nothing, nothing);
+    if (inside && u < heads_left)
+      raw[u] = *reinterpret_cast<const float4*>(logits + u * head_stride);
+  }
+}
+
+// Mean of `pool` entries around each of the thread's four; `row` points to the first of the halo.
+__device__ __forceinline__ void pool_row(float (&means)[KEYS], const float* row, int pool,
+                                         int halo) {
+  const float4* const window = reinterpret_cast<const float4*>(row);
+  const int skipped = halo - pool / 2;
+#pragma unroll
+  for (int i = 0; i < KEYS; ++i) means[i] = 0.0f;
+#pragma unroll
+  for (int j = 0; j < (2 * halo + KEYS) / KEYS; ++j) {
+    const float4 four = window[j];
+    const float entries[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+#pragma unroll
+      for (int i = 0; i < KEYS; ++i) {
+        const int place = 4 * j + e - skipped - i;
+        if (place >= 0 && place < pool) means[i] += entries[e];
+      }
+    }
+  }
+  const float share = 1.0f / static_cast<float>(pool);
+#pragma unroll
+  for (int i = 0; i < KEYS; ++i) means[i] *= share;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
     tail_pool(const float* __restrict__ logits, const float2* __restrict__ norms,
               float* __restrict__ running_max, float* __restrict__ panel, int num_prompt,
               int logits_stride, int num_heads, int num_queries, int chunk_tokens, int num_chunks,
               int span_tokens, int pool_given) {
-  SKIM_SHARED(shared);
+  __shared__ __align__(16) float rows[HEADS_AT_ONCE][TILE_KEYS];
+  __shared__ float2 head_norms[MAX_HEADS];
   const int pool = POOL > 0 ? POOL : pool_given;
-  const float share = 1.0f / static_cast<float>(pool);
-  const int half = pool / 2;
-  const int halo = ceil_div(half, KEYS) * KEYS;
-  const int width = TILE_KEYS + 2 * halo;  // of a head's row in shared memory: keys begin - halo ..
-  float* const rows = reinterpret_cast<float*>(shared);
+  const int halo = ceil_div(pool / 2, KEYS) * KEYS;
+  const int scored = TILE_KEYS - 2 * halo;  // keys of a tile
   const int query = static_cast<int>(blockIdx.y);
   const int span_begin = static_cast<int>(blockIdx.x) * span_tokens;
   const int span_end = min(span_begin + span_tokens, num_prompt);
-  const int own = KEYS * static_cast<int>(threadIdx.x);
+  const int place = KEYS * static_cast<int>(threadIdx.x);  // of the thread in the tile
+  const i64 head_stride = static_cast<i64>(num_queries) * logits_stride;
 
-  for (int begin = span_begin; begin < span_end; begin += TILE_KEYS) {
-    const int limit = min(begin + TILE_KEYS, span_end);  // of the keys whose results are ours
-    const int key = begin + own;
+  if (static_cast<int>(threadIdx.x) < num_heads)
+    head_norms[threadIdx.x] = norms[static_cast<int>(threadIdx.x) * num_queries + query];
+  __syncthreads();
+
+  for (int begin = span_begin; begin < span_end; begin += scored) {
+    const int limit = min(begin + scored, span_end);
+    const int key = begin - halo + place;
+    const bool inside = key >= 0 && key < num_prompt;
+    const bool ours = key >= begin && key < limit;
+    const float* const own_logits = logits + static_cast<i64>(query) * logits_stride + key;
     float mass[KEYS] = {}, best[KEYS] = {};
+    float4 raw[HEADS_AT_ONCE];
+    read_logits(raw, own_logits, head_stride, num_heads, inside);
     for (int head = 0; head < num_heads; head += HEADS_AT_ONCE) {
-      float4 raw[HEADS_AT_ONCE];
-#pragma unroll
-      for (int u = 0; u < HEADS_AT_ONCE; ++u) {
-        const float nothing = negative_infinity();
-        raw[u] = make_float4(nothing, nothing, nothing, nothing);
-        if (head + u < num_heads && key < num_prompt) {
-          const i64 row = static_cast<i64>(head + u) * num_queries + query;
-          raw[u] = *reinterpret_cast<const float4*>(logits + row * logits_stride + key);
-        }
-      }
-      // The neighbours on either side of the tile: left halo, then right halo, head after head.
-      for (int i = static_cast<int>(threadIdx.x); i < HEADS_AT_ONCE * 2 * halo; i += THREADS) {
-        const int u = i / (2 * halo), place = i % (2 * halo);
-        const int column = place < halo ? place : TILE_KEYS + place;
-        const int neighbour = begin - halo + column;
-        float value = 0.0f;
-        if (head + u < num_heads && neighbour >= 0 && neighbour < num_prompt) {
-          const i64 row = static_cast<i64>(head + u) * num_queries + query;
-          value = probability(logits[row * logits_stride + neighbour], norms[row]);
-        }
-        rows[u * width + column] = value;
-      }
 #pragma unroll
       for (int u = 0; u < HEADS_AT_ONCE; ++u) {
         if (head + u >= num_heads) break;
-        const float2 norm = norms[(head + u) * num_queries + query];
+        const float2 norm = head_norms[head + u];
         const float p[KEYS] = {
             probability(raw[u].x, norm),
             key + 1 < num_prompt ? probability(raw[u].y, norm) : 0.0f,
@@ -278,42 +309,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
         };
 #pragma unroll
         for (int i = 0; i < KEYS; ++i) mass[i] += p[i];
-        *reinterpret_cast<float4*>(rows + u * width + halo + own) =
-            make_float4(p[0], p[1], p[2], p[3]);
+        *reinterpret_cast<float4*>(rows[u] + place) = make_float4(p[0], p[1], p[2], p[3]);
       }
       __syncthreads();
+      // The next heads' logits are under way while these are pooled.
+      const int next = head + HEADS_AT_ONCE;
+      if (next < num_heads)
+        read_logits(raw, own_logits + next * head_stride, head_stride, num_heads - next, inside);
+      if (ours) {
 #pragma unroll
-      for (int u = 0; u < HEADS_AT_ONCE; ++u) {
-        if (head + u >= num_heads) break;
-        // Key i of the thread averages entries [i + halo - half, i + halo - half + pool) from here.
-        const float4* const window = reinterpret_cast<const float4*>(rows + u * width + own);
-        float sums[KEYS] = {};
+        for (int u = 0; u < HEADS_AT_ONCE; ++u) {
+          if (head + u >= num_heads) break;
+          float means[KEYS];
+          pool_row(means, rows[u] + place - halo, pool, halo);
 #pragma unroll
-        for (int j = 0; j < (2 * halo + KEYS) / KEYS; ++j) {
-          const float4 four = window[j];
-          const float entries[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-#pragma unroll
-            for (int i = 0; i < KEYS; ++i) {
-              const int place = 4 * j + e - (halo - half) - i;
-              if (place >= 0 && place < pool) sums[i] += entries[e];
-            }
-          }
+          for (int i = 0; i < KEYS; ++i) best[i] = larger(best[i], means[i]);
         }
-#pragma unroll
-        for (int i = 0; i < KEYS; ++i)
-          best[i] = larger(best[i], sums[i] * share);
       }
       __syncthreads();
     }
-    const i64 row_begin = static_cast<i64>(query) * num_prompt;
-    raise(running_max + row_begin, best, key, limit, num_prompt % KEYS == 0);
+    if (ours)
+      raise(running_max + static_cast<i64>(query) * num_prompt, best, key, limit,
+            num_prompt % KEYS == 0);
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) mass[i] /= static_cast<float>(num_heads);
-    *reinterpret_cast<float4*>(rows + own) = make_float4(mass[0], mass[1], mass[2], mass[3]);
+    *reinterpret_cast<float4*>(rows[0] + place) = make_float4(mass[0], mass[1], mass[2], mass[3]);
     __syncthreads();
-    add_chunks(panel + static_cast<i64>(query) * num_chunks, rows, begin, limit, chunk_tokens);
+    add_chunks(panel + static_cast<i64>(query) * num_chunks, rows[0] + halo, begin, limit,
+               chunk_tokens);
     __syncthreads();
   }
 }

@@ -19,12 +19,12 @@ POOLS = (13, 0)  # the default width, known to the compiler; any other is read a
 TAIL_POOL = Family("tail_score.cu", "tail_pool", POOL=POOLS)
 
 MAX_QUERIES = 72  # 8 of the question, and 64 of a look-ahead
-MAX_POOL = 1023  # its rows in shared memory then take 32 KiB
+MAX_POOL = 1017  # a tile then scores 8 of its 1,024 keys: right, and slow
+MAX_HEADS = 256
 # As in the source:
 SLICE_KEYS = 512
 COLUMNS = 24  # query heads x queries of one reading of the keys
 TILE_KEYS = 1024
-HEADS_AT_ONCE = 4
 MAX_PROMPT = 65_535 * SLICE_KEYS  # a grid has at most 65,535 blocks in y
 
 
@@ -46,10 +46,15 @@ def scratch_bytes(*, num_heads: int, num_queries: int, num_prompt: int) -> int:
     return rows * (4 * _logits_stride(num_prompt) + 8 * _slices(num_prompt) + 8)
 
 
-def span_of(chunk_tokens: int) -> int:
-    """Keys of one block of threads of `tail_pool`: whole chunks, a multiple of 4, near 1,024."""
+def span_of(chunk_tokens: int, pool_kernel: int) -> int:
+    """Keys of one block of threads of `tail_pool`: whole chunks and a multiple of 4.
+
+    As many as one tile scores, which lacks the neighbours of the keys at its ends; a chunk too long
+    for that is scored in several tiles, one after another.
+    """
+    scored = TILE_KEYS - 2 * (-(-(pool_kernel // 2) // 4) * 4)
     step = math.lcm(chunk_tokens, 4)
-    return step * max(1, TILE_KEYS // step)
+    return step * max(1, scored // step)
 
 
 def tail_score(
@@ -92,6 +97,7 @@ def tail_score(
     check_positive(name, num_queries=num_queries, num_prompt=num_prompt, chunk_tokens=chunk_tokens)
     check_positive(name, num_heads=num_heads, num_kv_heads=num_kv_heads)
     check(num_heads % num_kv_heads == 0, name, "num_heads", num_heads, "whole groups of KV heads")
+    check(num_heads <= MAX_HEADS, name, "num_heads", num_heads, f"at most {MAX_HEADS}")
     check(num_queries <= MAX_QUERIES, name, "num_queries", num_queries, f"at most {MAX_QUERIES}")
     check(num_prompt <= MAX_PROMPT, name, "num_prompt", num_prompt, f"at most {MAX_PROMPT}")
     odd = pool_kernel % 2 == 1 and 0 < pool_kernel <= MAX_POOL
@@ -127,8 +133,7 @@ def tail_score(
         ),
     )
     device.launch(TAIL_COMBINE.source(), (rows,), 32, (partials, norms, np.int32(slices)))
-    span = span_of(chunk_tokens)
-    halo = -(-(pool_kernel // 2) // 4) * 4
+    span = span_of(chunk_tokens, pool_kernel)
     device.launch(
         TAIL_POOL.source(POOL=pool_kernel if pool_kernel in POOLS else 0),
         (-(-num_prompt // span), num_queries),
@@ -147,5 +152,4 @@ def tail_score(
             np.int32(span),
             np.int32(pool_kernel),
         ),
-        shared_bytes=4 * HEADS_AT_ONCE * (TILE_KEYS + 2 * halo),
     )

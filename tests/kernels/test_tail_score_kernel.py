@@ -172,7 +172,7 @@ def test_keys_after_a_query_get_exact_zeros(device: Device) -> None:
     assert is_right(device, case)
 
 
-@pytest.mark.parametrize("pool", [1, 3, 11, 63, 151])
+@pytest.mark.parametrize("pool", [1, 3, 11, 63, 1_017])
 def test_pool_may_have_any_odd_width(device: Device, pool: int) -> None:
     assert is_right(device, Case(1_050, positions=(1_049,), pool=pool, layers=1))
 
@@ -184,9 +184,9 @@ def test_chunks_may_have_any_length(device: Device, chunk_tokens: int) -> None:
 
 def test_spans_hold_whole_chunks_and_whole_vectors() -> None:
     for chunk_tokens in (1, 3, 32, 48, 1_000, 1_023, 1_024, 5_000):
-        span = span_of(chunk_tokens)
+        span = span_of(chunk_tokens, 13)
         assert span % chunk_tokens == 0 and span % 4 == 0
-        assert span <= 1_024 or span <= 4 * chunk_tokens
+        assert span <= 1_024 - 16 or span <= 4 * chunk_tokens
 
 
 def test_panel_rows_sum_to_one_a_layer(device: Device) -> None:
@@ -270,7 +270,7 @@ def test_reference_rows_of_the_inputs_are_neither_flat_nor_spikes() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pool_kernel": 4}, "pool_kernel must be odd, at most 1023, got 4"),
+        ({"pool_kernel": 4}, "pool_kernel must be odd, at most 1017, got 4"),
         ({"num_queries": 73}, "num_queries must be at most 72, got 73"),
         ({"num_heads": 5}, "num_heads must be whole groups of KV heads, got 5"),
     ],
