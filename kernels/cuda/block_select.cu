@@ -1,11 +1,11 @@
 // Which blocks of keys each tile of queries reads: a threshold, forced blocks, a bound.
 //
 // For each row (query head, tile I) of masses, visible blocks J <= I:
-//     the last `last_full` tiles           keep every visible block
-//     forced = first `sink` + last `window` visible blocks
-//     candidates = not forced, mass >= alpha * largest visible mass (a float32 product)
-//     bound = max(8, ceil(max_density (I + 1) - 1e-9)), in double and in this order of roundings
-//     keep forced + the bound - |forced| candidates of largest mass (ties: the lower index)
+//   the last `last_full` tiles keep every visible block
+//   forced      the first `sink` and the last `window` visible blocks
+//   candidates  not forced, mass >= alpha * largest visible mass (a float32 product)
+//   bound       max(8, ceil(max_density (I + 1) - 1e-9)), in double, rounded after each step
+//   kept        forced, and the bound - |forced| candidates of largest mass (ties: the lower index)
 // The row is *cut* when a candidate was left out. Lists equal `select_row` exactly, given the mass.
 //
 // Shapes:  mass     float32 [heads, num_blocks (tiles), num_blocks], >= 0; J > I is not read
@@ -15,9 +15,9 @@
 //          cut      uint8 [heads, num_blocks]
 // Grid:    ceil(heads * num_blocks / 4), 128 threads: a warp a row.
 // Shared:  16 * num_blocks bytes: per warp a word for each block of its row.
-// Limits:  num_blocks <= 6,336 (99 KiB); no NaN.
-// Source:  FlashPrefill (arXiv:2603.06199); the bound is our own. Reference:
-//          kernels/reference/block_select.py.
+// Limits:  num_blocks <= 6,336 (the 99 KiB of sm_89); no NaN; alpha >= 0.
+// Source:  FlashPrefill (arXiv:2603.06199); the bound is our own.
+// Reference: kernels/reference/block_select.py.
 // Measured: not yet run on a GPU.
 //
 // Non-negative floats are ordered like their bits, so the smallest mass that stays is found bit by
@@ -27,6 +27,7 @@
 #include "common.cuh"
 
 constexpr int WARPS = 4;
+constexpr int MIN_BOUND_BLOCKS = 8;  // below, a bound would cut into what is forced by default
 constexpr u32 FORCED = 0xffffffffu;  // above every candidate's word; 0 is below
 
 __device__ __forceinline__ int warp_count(int value) {
@@ -34,18 +35,16 @@ __device__ __forceinline__ int warp_count(int value) {
 }
 
 // How many of words [0, visible) lie in [from, to).
-__device__ __forceinline__ int count_between(const u32* words, int visible, u32 from, u32 to,
-                      int lane) {
+__device__ __forceinline__ int count_between(const u32* words, int visible, u32 from, u32 to) {
   int count = 0;
-  for (int block = lane; block < visible; block += WARP)
+  for (int block = lane_index(); block < visible; block += WARP)
     count += words[block] >= from && words[block] < to;
   return warp_count(count);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
-block_select(const float* mass, int* indices, int* counts,
-      u8* cut, int num_rows, int num_blocks, int sink, int window,
-      int last_full, float alpha, i64 max_density_bits) {
+block_select(const float* mass, int* indices, int* counts, u8* cut, int num_rows, int num_blocks,
+             int sink, int window, int last_full, float alpha, i64 max_density_bits) {
   SKIM_SHARED(shared);
   const int warp = warp_index(), lane = lane_index();
   const int row = blockIdx.x * WARPS + warp;
@@ -57,7 +56,10 @@ block_select(const float* mass, int* indices, int* counts,
 
   if (tile >= num_blocks - last_full) {
     for (int block = lane; block < visible; block += WARP) indices[block] = block;
-    if (lane == 0) counts[row] = visible, cut[row] = 0;
+    if (lane == 0) {
+      counts[row] = visible;
+      cut[row] = 0;
+    }
     return;
   }
 
@@ -82,9 +84,9 @@ block_select(const float* mass, int* indices, int* counts,
   forced = warp_count(forced);
   candidates = warp_count(candidates);
 
-  // Intrinsics: a multiplication fused with the subtraction would round once, not twice.
-  const double share = __dmul_rn(__longlong_as_double(max_density_bits), static_cast<double>(visible));
-  const int bound = max(8, static_cast<int>(ceil(__dadd_rn(share, -1e-9))));
+  // By name, since a multiplication fused with the subtraction would round once only.
+  const double share = __dmul_rn(__longlong_as_double(max_density_bits), visible);
+  const int bound = max(MIN_BOUND_BLOCKS, static_cast<int>(ceil(__dadd_rn(share, -1e-9))));
   const int room = max(0, bound - forced);
   const bool is_cut = candidates > room;
 
@@ -94,11 +96,11 @@ block_select(const float* mass, int* indices, int* counts,
   if (is_cut) {
     smallest = 0;
     for (u32 bit = 1u << 30; bit > 0; bit >>= 1) {
-      const int above = count_between(words, visible, smallest | bit, FORCED, lane);
+      const int above = count_between(words, visible, smallest | bit, FORCED);
       if (above >= room) smallest |= bit;
       if (above == room) break;
     }
-    ties = room - count_between(words, visible, smallest + 1, FORCED, lane);
+    ties = room - count_between(words, visible, smallest + 1, FORCED);
   }
 
   int kept = 0;
@@ -113,5 +115,8 @@ block_select(const float* mass, int* indices, int* counts,
     if (keep) indices[kept + __popc(keeping & lanes_below)] = block;
     kept += __popc(keeping);
   }
-  if (lane == 0) counts[row] = kept, cut[row] = is_cut;
+  if (lane == 0) {
+    counts[row] = kept;
+    cut[row] = is_cut;
+  }
 }
