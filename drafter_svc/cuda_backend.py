@@ -40,7 +40,13 @@ from skim.errors import Cancelled, InvalidRequest
 
 
 class CudaBackend:
-    """A drafter on one GPU. One pass at a time; any thread may run it."""
+    """A drafter on one GPU. One pass at a time; any thread may run it.
+
+    Attributes:
+        device, weights: as given.
+        workspace: the arena of the passes.
+        planted: holds planted lists on the device, beside the arena.
+    """
 
     name = "cuda"
 
@@ -62,7 +68,7 @@ class CudaBackend:
         self.weights = weights
         self.workspace = Workspace(device)
         self._model = weights.describe()
-        self._planted = PlantedOnDevice(device, planted)
+        self.planted = PlantedOnDevice(device, planted)
         self._chunk_rows = chunk_rows
         self._closed = False
 
@@ -102,11 +108,6 @@ class CudaBackend:
         """The loaded model."""
         return self._model
 
-    @property
-    def planted_bytes(self) -> int:
-        """Device memory that planted lists hold, beside the arena."""
-        return self._planted.num_bytes
-
     def close(self) -> None:
         """Release the arena, the weights and the device; idempotent.
 
@@ -117,7 +118,7 @@ class CudaBackend:
             return
         self._closed = True
         with kernel_errors("closing"), ExitStack() as stack:
-            for part in (self.device, self.weights, self.workspace, self._planted):
+            for part in (self.device, self.weights, self.workspace, self.planted):
                 stack.callback(part.close)  # the last one first, each whatever the others raise
 
     def score(
@@ -186,7 +187,7 @@ class CudaBackend:
             size,
             self.weights.shape.heads,
             rule_of(request.attention),
-            self._planted,
+            self.planted,
         )
         attention = CudaAttention(
             self.device, self.weights.shape, self.workspace, size, request.attention, lists

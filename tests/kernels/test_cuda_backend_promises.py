@@ -186,7 +186,7 @@ def test_a_pass_takes_what_was_planned_and_close_gives_everything_back(tmp_path:
     assert device.total_bytes - loaded == backend.model.weight_bytes
     run(backend, ScoreInput(prompt(300, seed=20), attention=SPARSE))
     taken = loaded - device.free_bytes()
-    assert taken == backend.workspace.num_bytes + backend.planted_bytes
+    assert taken == backend.workspace.num_bytes + backend.planted.num_bytes
     assert backend.workspace.num_bytes == backend.workspace.plan.num_bytes
     backend.close()
     backend.close()
