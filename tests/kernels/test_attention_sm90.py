@@ -185,6 +185,14 @@ def test_lists_without_correction_equal_the_reference(hopper_device: Device) -> 
     assert excess(attend(hopper_device, given), given) <= 1
 
 
+def test_lists_of_the_diagonal_alone_equal_the_reference(hopper_device: Device) -> None:
+    given = case(1100, num_heads=4, num_kv_heads=2, head_dim=64)
+    alone = plant(0.0, 4, 9, BlockRule(sink_blocks=0, window_blocks=1, last_full_blocks=0))
+    assert np.array_equal(alone.counts, np.ones((4, 9)))
+    given = replace(given, lists=alone)
+    assert excess(attend(hopper_device, given), given) <= 1
+
+
 @pytest.mark.parametrize("head_dim", [64, 256])
 def test_other_head_dims_equal_the_reference(hopper_device: Device, head_dim: int) -> None:
     given = case(700, head_dim=head_dim, density=0.5)
