@@ -16,6 +16,30 @@ constexpr int ROWS = BLOCK_TOKENS / WARPS;  // of a warp
 constexpr int READS = 8;                    // in flight in each thread
 constexpr int COLUMNS = WARP * VECTOR;
 
+// Sum the warp's rows of the thread's columns. Whole blocks have no conditions, which would let the
+// compiler move each read to where it is used.
+template <bool WHOLE>
+__device__ __forceinline__ void sum_rows(float (&sums)[VECTOR], const bf16* source, int row_stride,
+                                         int tokens) {
+  for (int begin = 0; begin < ROWS; begin += READS) {
+    uint4 raw[READS];
+#pragma unroll
+    for (int i = 0; i < READS; ++i) {
+      const int token = (begin + i) * WARPS + warp_index();
+      raw[i] = make_uint4(0, 0, 0, 0);
+      if (WHOLE || token < tokens)
+        raw[i] = load_vector(source + static_cast<i64>(token) * row_stride);
+    }
+#pragma unroll
+    for (int i = 0; i < READS; ++i) {
+      float values[VECTOR];
+      unpack_vector(raw[i], values);
+#pragma unroll
+      for (int c = 0; c < VECTOR; ++c) sums[c] += values[c];
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
     block_mean(const bf16* __restrict__ k, const bf16* __restrict__ v, bf16* __restrict__ k_mean,
                bf16* __restrict__ v_mean, int row_stride, int num_tokens, int width, int head_dim) {
@@ -29,22 +53,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP)
 
   float sums[VECTOR] = {};
   if (column < width) {
-    for (int begin = 0; begin < ROWS; begin += READS) {
-      uint4 raw[READS];
-#pragma unroll
-      for (int i = 0; i < READS; ++i) {
-        const int token = (begin + i) * WARPS + warp_index();
-        raw[i] = make_uint4(0, 0, 0, 0);
-        if (token < tokens) raw[i] = load_vector(source + static_cast<i64>(token) * row_stride);
-      }
-#pragma unroll
-      for (int i = 0; i < READS; ++i) {
-        float values[VECTOR];
-        unpack_vector(raw[i], values);
-#pragma unroll
-        for (int c = 0; c < VECTOR; ++c) sums[c] += values[c];
-      }
-    }
+    if (tokens == BLOCK_TOKENS)
+      sum_rows<true>(sums, source, row_stride, tokens);
+    else
+      sum_rows<false>(sums, source, row_stride, tokens);
   }
   float4* const own = reinterpret_cast<float4*>(&partial[warp_index()][VECTOR * lane_index()]);
   own[0] = make_float4(sums[0], sums[1], sums[2], sums[3]);

@@ -11,15 +11,15 @@
 //
 // Every product is exact in fp32 (at most 24 significant bits), so contraction changes nothing and the
 // result is bit for bit the reference's, rounded to bf16.
-// A block of threads takes 4,096 values: it copies their bytes to shared memory, 16 at a time (blocks
-// of 34 and 210 bytes are not aligned to more than 2), and each thread makes twice 8 values of them.
-// Grid: ceil(num_values / 4096). Block: 256. Shared: up to 16 KiB, static.
+// A block of threads takes 8,192 values: it copies their bytes to shared memory, 16 at a time (blocks
+// of 34 and 210 bytes are not aligned to more than 2), and each thread makes four times 8 values of them.
+// Grid: ceil(num_values / 8192). Block: 256. Shared: up to 32 KiB, static.
 // Limits: num_values is whole blocks. Reference: the gguf package's dequantize, round_to_bf16.
 // Measured: not yet run on a GPU.
 #include "vectors.cuh"
 
 constexpr int THREADS = 256;
-constexpr int VALUES = 4096;  // of a block of threads: whole blocks of every type, and 16-byte multiples
+constexpr int VALUES = 8192;  // of a block of threads: whole blocks of every type, and 16-byte multiples
 
 #if GGML_TYPE == 0
 constexpr int BLOCK_VALUES = 1, BLOCK_BYTES = 4;
@@ -136,8 +136,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < vectors; i += THREADS)
     staged[i] = reinterpret_cast<const uint4*>(source + begin)[i];
-  for (int i = 16 * vectors + static_cast<int>(threadIdx.x); i < num_bytes; i += THREADS)
-    tile[i] = source[begin + i];
+  const int last = 16 * vectors + static_cast<int>(threadIdx.x);
+  if (last < num_bytes) tile[last] = source[begin + last];
   __syncthreads();
 
 #pragma unroll

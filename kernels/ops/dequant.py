@@ -38,7 +38,7 @@ DEQUANT = Family(
     "dequant.cu", "dequant", GGML_TYPE=tuple(kind.number for kind in DEQUANT_TYPES.values())
 )
 
-TILE_VALUES = 4096  # of a block of threads, as in the source
+TILE_VALUES = 8192  # of a block of threads, as in the source
 MAX_VALUES = TILE_VALUES * ((1 << 31) - 1)
 
 
