@@ -38,8 +38,8 @@ __device__ __forceinline__ u32 swizzled(int row, int piece) {
   return row * 128 + ((piece ^ row) & 7) * 16;
 }
 
-// Start copying one panel of the means first .. first + MEANS - 1; past `last` that one again, since
-// nobody reads what comes of it.
+// Start copying one panel of MEANS means from `first` on; past `last` that one again, since nobody
+// reads what comes of it.
 __device__ __forceinline__ void load_means(u32 stage, const bf16* k_mean, int first, int last,
                                            int panel) {
   const int row = lane_index() / 8, piece = lane_index() % 8;

@@ -1,8 +1,8 @@
-// Causal attention of a tile of queries over a list of key blocks, the pruned blocks being stood for
-// by their means. The portable path: mma.sync and cp.async, sm_80 and up.
+// Causal attention of a tile of queries over a list of key blocks, the pruned blocks being stood
+// for by their means. The portable path: mma.sync and cp.async, sm_80 and up.
 //
-// Maths, for query head h, tile I (128 positions i), its list L (ascending, the diagonal block last)
-// and the blocks J < I that are not in L:
+// Maths, for query head h, tile I (128 positions i), its list (ascending, the diagonal block last)
+// and the blocks J < I that are not listed:
 //   weight of a key j <= i of a listed block   exp(scale q_i . k_j)              value v_j
 //   weight of a block that is not listed       128 exp(scale q_i . k_mean_J)     value v_mean_J
 //   o_i = sum of weight x value / sum of weights
@@ -17,18 +17,19 @@
 //          k_mean, v_mean   bf16 [kv_heads, num_blocks, HEAD_DIM]; null: no correction
 //          indices          int32 [heads, num_blocks (tiles), num_blocks]; null: every block J <= I
 //          counts           int32 [heads, num_blocks]
-// Grid:    (heads, num_blocks); the last, longest tiles start first, heads that share keys together.
+// Grid:    (heads, num_blocks); the last, longest tiles start first, heads that share keys at once.
 // Block:   128 threads with 32 rows a warp; 256 threads with 16 rows a warp for HEAD_DIM 256.
 // Shared:  tiles of queries, keys and values as panels of 64 columns: 48, 64, 96 KiB for HEAD_DIM
 //          64, 128, 256; then a bit for each block of the prompt.
-// Limits:  HEAD_DIM 64, 128 or 256; 16-byte aligned rows. 96 KiB leave room for 24,576 blocks within
-//          the 99 KiB of sm_89. Rows past the end of the prompt are neither read nor written.
+// Limits:  HEAD_DIM 64, 128 or 256; 16-byte aligned rows; 24,000 blocks of the prompt (what the 99
+//          KiB of sm_89 leave at 256). Rows past the end are neither read nor written.
 // Source:  FlashAttention-2 (arXiv:2307.08691), FlashPrefill V2 (arXiv:2608.19758).
 // Reference: kernels/reference/sparse_attention.py.
 // Measured: not yet run on a GPU.
 //
-// One buffer of keys and one of values are enough: the values of a step travel while its logits are
-// computed, the keys of the next step while its values are weighed.
+// Keys and values have two stages: a step's rows travel during the whole step before it, and one
+// barrier a step says both that they are there and that the other stage is free. A step is short
+// (4,096 / HEAD_DIM keys), so that its logits and the output fit the registers without a spill.
 
 #include "common.cuh"
 #include "ptx.cuh"
@@ -185,8 +186,8 @@ sparse_attention(bf16* q, const bf16* k, const bf16* v, int row_stride, const bf
               logits[m][n][e] = negative_infinity();
     }
 
-    // The first step shows every row a key (of the diagonal block its first), so a maximum is finite
-    // from then on, also where a later step hides all its keys from a row.
+    // The first step shows every row a key (of the diagonal block its first), so a maximum is
+    // finite from then on, also where a later step hides all its keys from a row.
     const float bias = step >= list_steps ? LOG2_BLOCK_TOKENS : 0.0f;
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m) {

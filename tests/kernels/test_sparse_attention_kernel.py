@@ -22,6 +22,8 @@ from kernels.device import Device
 from kernels.errors import InvalidArgument, KernelError
 from kernels.ops import attention_sm90
 from kernels.ops.attention_sm90 import Tensors
+from kernels.ops.block_score import block_score
+from kernels.ops.block_select import block_select
 from kernels.ops.sparse_attention import SparseAttention, attention_on, shared_bytes
 from kernels.reference import BlockLists, BlockRule, block_mean, round_to_bf16, sparse_attention
 from tests.emulator.build import Edit
@@ -108,6 +110,44 @@ def attend(device: Device, given: Case) -> Values:
     assert np.array_equal(after[:, q_width:], rows[:, q_width:])
     out = from_bf16(after[:, :q_width])
     return out.reshape(num_tokens, num_heads, head_dim).transpose(1, 0, 2)
+
+
+def chosen(device: Device, given: Case, rule: BlockRule) -> BlockLists:
+    """Score and select on the device."""
+    num_heads, num_tokens, head_dim = given.q.shape
+    num_blocks = -(-num_tokens // BLOCK)
+    rows, shape = (num_heads, num_blocks), (num_heads, num_blocks, num_blocks)
+    with Arrays(device) as arrays:
+        mass = arrays.poisoned(shape, np.float32)
+        block_score(
+            device,
+            q=arrays.put(to_bf16(given.q.transpose(1, 0, 2).reshape(num_tokens, -1))),
+            row_stride=num_heads * head_dim,
+            k_mean=arrays.put(to_bf16(given.means()[0])),
+            mass=mass,
+            num_tokens=num_tokens,
+            num_heads=num_heads,
+            num_kv_heads=given.k.shape[0],
+            head_dim=head_dim,
+            scale=given.scale,
+        )
+        indices, counts = arrays.poisoned(shape, np.int32), arrays.poisoned(rows, np.int32)
+        cut = arrays.poisoned(rows, np.uint8)
+        block_select(
+            device,
+            mass=mass,
+            indices=indices,
+            counts=counts,
+            cut=cut,
+            num_heads=num_heads,
+            num_blocks=num_blocks,
+            rule=rule,
+        )
+        return BlockLists(
+            arrays.get(indices, shape, np.int32),
+            arrays.get(counts, rows, np.int32),
+            arrays.get(cut, rows, np.uint8).astype(np.bool_),
+        )
 
 
 def all_causal(num_heads: int, num_tiles: int) -> BlockLists:
@@ -223,6 +263,20 @@ def test_a_full_list_gives_the_bits_of_dense_attention(device: Device) -> None:
     dense = case(500)
     full = replace(dense, lists=all_causal(2, 4))
     assert np.array_equal(attend(device, full), attend(device, dense))
+
+
+def test_the_selection_of_everything_gives_the_bits_of_dense_attention(device: Device) -> None:
+    dense = case(600)
+    full = replace(dense, lists=chosen(device, dense, BlockRule(alpha=0.0, max_density=1.0)))
+    assert np.array_equal(attend(device, full), attend(device, dense))
+
+
+def test_the_lists_of_a_selection_equal_the_reference(device: Device) -> None:
+    given = case(1100, num_heads=4, num_kv_heads=2)
+    lists = chosen(device, given, BlockRule(sink_blocks=1, window_blocks=2))
+    assert lists.density < 0.9
+    given = replace(given, lists=lists)
+    assert excess(attend(device, given), given) <= 1
 
 
 def test_large_scores_overflow_nothing(device: Device) -> None:
