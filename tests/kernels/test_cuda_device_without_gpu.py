@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tools import ROOT, require_package, require_tool
+
+pytestmark = pytest.mark.timeout(300)  # each starts a process; a pass compiles all of its kernels
 
 
 def build_fake_driver(folder: Path) -> Path:
@@ -21,18 +25,43 @@ def build_fake_driver(folder: Path) -> Path:
     return library
 
 
-def test_device_passes_its_tests_on_a_driver_without_a_gpu(tmp_path: Path) -> None:
+def run_on_fake_driver(
+    folder: Path, module: list[str], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python module, with its arguments, where libcuda is the fake driver."""
     require_package("cuda.core", "nvidia-cuda-nvrtc")
-    build_fake_driver(tmp_path)
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "SKIM_FAKE_DRIVER": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rs", "tests/kernels/test_cuda_device.py"],
+    require_package("nvmath.bindings", "nvmath-python")
+    build_fake_driver(folder)
+    return subprocess.run(
+        [sys.executable, "-m", *module],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), **environment},
         capture_output=True,
         text=True,
-        timeout=110,
     )
+
+
+def test_device_passes_its_tests_on_a_driver_without_a_gpu(tmp_path: Path) -> None:
+    command = ["pytest", "-rs", "tests/kernels/test_cuda_device.py"]
+    done = run_on_fake_driver(tmp_path, command, SKIM_FAKE_DRIVER="1")
     assert done.returncode == 0, done.stdout + done.stderr
     skips = re.findall(r"SKIPPED.*", done.stdout)
     assert all("computes on the GPU" in line for line in skips), done.stdout
+
+
+@pytest.mark.parametrize(("capability", "arch"), [("8", "sm_80"), ("9", "sm_90a")])
+def test_whole_pass_makes_no_call_that_the_driver_refuses(
+    tmp_path: Path, capability: str, arch: str
+) -> None:
+    command = ["tests.fixtures.pass_without_gpu", str(tmp_path), "128", "1100"]
+    done = run_on_fake_driver(tmp_path, command, FAKE_CAPABILITY=capability)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [arch, "35"]  # chunks of 32
+
+
+def test_gpu_older_than_bf16_is_no_device(tmp_path: Path) -> None:
+    code = "from kernels.cuda_device import CudaDevice; CudaDevice()"
+    (tmp_path / "open_it.py").write_text(code)
+    environment = {"FAKE_CAPABILITY": "7", "PYTHONPATH": str(tmp_path)}
+    done = run_on_fake_driver(tmp_path, ["open_it"], **environment)
+    assert "NoDevice: device: Fake GPU has compute capability 7.0, at least 8.0" in done.stderr
