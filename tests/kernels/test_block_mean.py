@@ -63,6 +63,12 @@ def test_means_are_over_the_real_tokens_of_each_block(device: Device, num_tokens
     assert worst_error(device, num_tokens) <= 1
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [4_095, 8_193])
+def test_means_of_longer_prompts(cuda_device: Device, num_tokens: int) -> None:
+    assert worst_error(cuda_device, num_tokens, num_kv_heads=8, head_dim=128) <= 1
+
+
 @pytest.mark.parametrize(("num_kv_heads", "head_dim"), [(1, 64), (3, 128), (2, 256), (8, 128)])
 def test_means_of_any_number_and_width_of_heads(
     device: Device, num_kv_heads: int, head_dim: int

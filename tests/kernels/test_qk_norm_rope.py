@@ -143,6 +143,13 @@ def test_heads_are_normalised_and_turned_to_their_positions(device: Device, num_
     assert worst_error(device, Case(num_rows, norm=True)) <= 1
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [4_095, 8_193])
+def test_heads_of_longer_prompts(cuda_device: Device, num_rows: int) -> None:
+    case = Case(num_rows, 128, norm=True, bias=True, first_position=250_000, scaling=YARN)
+    assert worst_error(cuda_device, case) <= 1
+
+
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("case", [QWEN3, QWEN2, Case()], ids=["norm", "bias", "neither"])
 def test_heads_of_each_width_and_architecture(device: Device, case: Case, head_dim: int) -> None:
