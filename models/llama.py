@@ -22,7 +22,9 @@ def _silent(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
 class LlamaModel:
     """A loaded model with one context; use it in a `with` block."""
 
-    def __init__(self, path: Path, tokens: int, exact: bool = False, ubatch: int = 512) -> None:
+    def __init__(
+        self, path: Path, tokens: int, exact: bool = False, ubatch: int = 512, threads: int = 2
+    ) -> None:
         """Load `path` for up to `tokens` tokens; `exact`: flash attention off, float32 KV."""
         llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -33,7 +35,7 @@ class LlamaModel:
             raise ValueError(f"llama.cpp cannot load {path}")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = tokens, ubatch, ubatch
-        params.n_threads = params.n_threads_batch = 2
+        params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = 0 if exact else 1
         kind = llama_cpp.GGML_TYPE_F32 if exact else llama_cpp.GGML_TYPE_F16
         params.type_k = params.type_v = kind
