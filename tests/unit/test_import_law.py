@@ -18,6 +18,7 @@ LAW: dict[str, set[str]] = {  # package: what it must never import
     "drafter_svc": (SERVICES - {"drafter_svc"}) | {"cuda", "llama_cpp"},
     "target_svc": (SERVICES - {"target_svc"}) | {"cuda"},
 }
+CUDA_HOMES = {"compiler", "cuda_device", "cuda_memory", "gemm"}  # modules of kernels/
 LLAMA_HOME = "target_svc/llama"  # the only place that imports llama_cpp
 
 
@@ -50,6 +51,16 @@ def test_only_the_engine_child_imports_llama_cpp() -> None:
         and not str(path.relative_to(ROOT)).startswith(LLAMA_HOME)
     ]
     assert outside == []
+
+
+def test_only_the_device_and_what_it_is_made_of_import_cuda() -> None:
+    importers = {
+        path.stem
+        for package in sorted(OURS)
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if imported_packages(path.read_text(encoding="utf-8")) & {"cuda", "nvmath"}
+    }
+    assert importers <= CUDA_HOMES
 
 
 def test_engine_child_is_imported_by_no_other_module() -> None:
