@@ -89,15 +89,12 @@ __device__ __forceinline__ Row row_of(const Problem& problem, int item, int lane
   return row;
 }
 
-// Mark which means stand in for their block.
-__device__ __forceinline__ void fill_offsets(const Problem& problem, const Row& row, float* offsets,
+// Every block before the tile is taken for pruned, until the list says otherwise.
+__device__ __forceinline__ void fill_offsets(const Problem& problem, int tile, float* offsets,
                                              int length, int lane) {
   const float stand_in = LOG2_BLOCK_TOKENS / problem.scale_log2;
   for (int block = lane; block < length; block += WARP)
-    offsets[block] = block < row.tile ? stand_in : negative_infinity();
-  __syncwarp();
-  for (int place = lane; place < row.count - 1; place += WARP)
-    offsets[block_at(problem, row, place)] = negative_infinity();
+    offsets[block] = block < tile ? stand_in : negative_infinity();
   __syncwarp();
 }
 
@@ -124,13 +121,16 @@ __device__ __forceinline__ void load_diagonal(Loader& loader, const Row& row, in
     loader.tile(from.k, from.v, row.tile * BLOCK_TOKENS + part * KEYS);
 }
 
+// `offsets`: of the means, null if none are read.
 __device__ __forceinline__ void load_listed(const Problem& problem, Loader& loader, const Row& row,
-                                            const Sources& from) {
+                                            const Sources& from, float* offsets) {
   int blocks = 0, coming = row.block;
   for (int place = 0; place < row.count - 1; ++place) {
     if (place % WARP == 0) {
       blocks = coming;
       coming = block_at(problem, row, place + WARP + loader.lane);
+      if (offsets != nullptr && place + loader.lane < row.count - 1)
+        offsets[blocks] = negative_infinity();
     }
     const int block = __shfl_sync(FULL_WARP, blocks, place % WARP);
 #pragma unroll
@@ -158,9 +158,11 @@ __device__ __forceinline__ void load_items(const Problem& problem, const Shared&
     from.k.column = from.v.column = kv_head * DIM;
     load_diagonal(loader, row, mean_tiles, slots.at, from);
     const Row next = row_of(problem, __shfl_sync(FULL_WARP, item, 0), loader.lane);
-    load_listed(problem, loader, row, from);
+    float* const offsets = mean_tiles > 0 ? shared.offsets(slots.at) : nullptr;
     if (mean_tiles > 0)
-      fill_offsets(problem, row, shared.offsets(slots.at), mean_tiles * KEYS, loader.lane);
+      fill_offsets(problem, row.tile, offsets, mean_tiles * KEYS, loader.lane);
+    load_listed(problem, loader, row, from, offsets);
+    __syncwarp();  // all offsets are in place before the first means announce themselves
     // The last box may run into the next head's means; their offsets are -inf.
     for (int part = 0; part < mean_tiles; ++part)
       loader.tile(from.k_mean, from.v_mean, kv_head * problem.num_tiles + part * KEYS);

@@ -271,7 +271,7 @@ DEFECTS = {
     "a diagonal that is not causal": Edit(MAIN, "i / 4 * 8 + i % 2 > limit", "i / 4 * 8 > 512"),
     "no correction": Edit(LOAD, "problem.corrected && row.count", "false && row.count"),
     "listed blocks corrected for too": Edit(
-        LOAD, "offsets[block_at(problem, row, place)] = negative_infinity();", ""
+        LOAD, "offsets[blocks] = negative_infinity();", "offsets[blocks] += 0.0f;"
     ),
     "another group's KV head": Edit(LOAD, "row.head / group", "row.head % problem.num_kv_heads"),
     "the next head's means": Edit(
