@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,13 +33,20 @@ _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _MAX_SHARED = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
+class _Inside(threading.local):
+    """Whether the calling thread has the device's context; not its number, which is used again."""
+
+    done = False
+
+
 class CudaMark:
     """An event; `Mark` of the protocol."""
 
-    def __init__(self, event: Any, last_launch: str) -> None:
-        self.event, self._last_launch = event, last_launch
+    def __init__(self, event: Any, last_launch: str, enter: Callable[[], None]) -> None:
+        self.event, self._last_launch, self._enter = event, last_launch, enter
 
     def wait(self) -> None:
+        self._enter()
         try:
             self.event.sync()
         except Exception as error:  # cuda.core's own tree is private
@@ -82,7 +90,8 @@ class CudaDevice:
             found = f"{gpu.name} has compute capability {major}.{minor}"
             raise NoDevice("device", f"{found}, at least {oldest} is needed")
         self._context = call("cuCtxGetCurrent", driver.cuCtxGetCurrent())
-        self._thread = threading.get_ident()
+        self._inside = _Inside()
+        self._inside.done = True
         self._ordinal = ordinal
         self.name: str = gpu.name
         self.arch = arch_of(major, minor)
@@ -217,7 +226,7 @@ class CudaDevice:
             event = self._stream.record(options=EventOptions(timing_enabled=timed))
         except Exception as error:  # cuda.core's own tree is private
             raise _failed_later(self._last_launch, error) from error
-        return CudaMark(event, self._last_launch)
+        return CudaMark(event, self._last_launch, self._enter)
 
     def synchronize(self) -> None:
         self._enter()
@@ -245,10 +254,10 @@ class CudaDevice:
             self._stream.close()
 
     def _enter(self) -> None:
-        """Make the context current where the calling thread is not the last one's."""
-        if threading.get_ident() != self._thread:
+        """Make the context current in a thread that calls for the first time."""
+        if not self._inside.done:
             call("cuCtxSetCurrent", driver.cuCtxSetCurrent(self._context))
-            self._thread = threading.get_ident()
+            self._inside.done = True
 
     def _memory_info(self) -> tuple[int, int]:
         status, free, total = driver.cuMemGetInfo()

@@ -2,8 +2,9 @@
 
 `kernels.ops` launches through it and `drafter_svc` keeps its memory in it; neither imports `cuda`.
 `kernels.cuda_device.CudaDevice` is the real one; the tests have one that runs the same kernel
-sources on the CPU. One device is one GPU, one stream and one thread: calls are queued in the order
-they are made, and only `download`, `synchronize` and `Mark.wait` block. Nothing here computes.
+sources on the CPU. One device is one GPU and one stream, for one caller at a time, in any thread:
+work is queued in the order of the calls, and only `download`, `synchronize` and `Mark.wait` block.
+Nothing here computes.
 
 An argument of a kernel is a Python int (a 64-bit pointer or size), `numpy.int32` or `numpy.float32`
 (a C `int` or `float`), or a `TensorMap` (a `const __grid_constant__` parameter).

@@ -194,20 +194,26 @@ def test_marks_tell_the_time_between_them(device: CudaDevice) -> None:
 
 
 def test_any_thread_may_call(device: CudaDevice) -> None:
+    """One after another, each with the number of the one before, as a new thread may have."""
     failures: list[BaseException] = []
+    marks = []
 
     def use() -> None:
         try:
+            for mark in marks:
+                mark.wait()
             _launch(device)
-            device.record(timed=False).wait()
+            marks.append(device.record(timed=False))
+            device.allocate(16).close()
         except BaseException as error:
             failures.append(error)
 
-    other = threading.Thread(target=use)
-    other.start()
-    other.join()
+    for _ in range(3):
+        other = threading.Thread(target=use)
+        other.start()
+        other.join()
     _launch(device)
-    assert failures == []
+    assert failures == [] and len(marks) == 3
 
 
 @only_fake
