@@ -30,11 +30,11 @@ KERNEL_FLAGS = (
     "-O2",
     "-DSKIM_EMULATED",
     "-fno-strict-aliasing",
-    "-ftrivial-auto-var-init=pattern",  # registers that are read unset
     "-fsanitize=alignment,bounds",
     "-fsanitize-undefined-trap-on-error",
     "-w",
 )
+POISONED_LOCALS = "-ftrivial-auto-var-init=pattern"  # g++ 12 and later: registers read unset show
 WRAPPER = """#include "runtime.h"
 namespace {{
 #include "cuda.h"
@@ -79,6 +79,13 @@ def _cache_folder() -> Path:
 @lru_cache(maxsize=1)
 def _compiler_version() -> str:
     return subprocess.run(["g++", "--version"], check=True, capture_output=True, text=True).stdout
+
+
+@lru_cache(maxsize=1)
+def _kernel_flags() -> tuple[str, ...]:
+    command = ["g++", POISONED_LOCALS, "-fsyntax-only", "-x", "c++", os.devnull]
+    known = subprocess.run(command, capture_output=True).returncode == 0
+    return (*KERNEL_FLAGS, POISONED_LOCALS) if known else KERNEL_FLAGS
 
 
 def _build(
@@ -162,7 +169,7 @@ def _compile(
         for name, text in texts.items():
             (Path(scratch) / name).write_text(text, encoding="utf-8")
         # Quoted includes are sought beside the including file, then in the include paths.
-        command = ["g++", *KERNEL_FLAGS, *defines, f"-I{HERE}", "-x", "c++", "wrapper.cpp"]
+        command = ["g++", *_kernel_flags(), *defines, f"-I{HERE}", "-x", "c++", "wrapper.cpp"]
         return _build(file.removesuffix(".cu"), command, parts, Path(scratch))
 
 

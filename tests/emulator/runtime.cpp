@@ -165,7 +165,8 @@ void on_fault(int number, siginfo_t* info, void* context) {
   const auto at = launch->fault_address, stack = reinterpret_cast<uint64_t>(stacks);
   if (number == SIGSEGV && at >= stack && at < stack + STACK_BYTES * MAX_THREADS)
     fail("local memory overflows the emulator's stack of %zu bytes", STACK_BYTES);
-  if (number == SIGILL) fail("trap: a misaligned access or an index outside an array");
+  if (number == SIGILL || number == SIGTRAP)
+    fail("trap: a misaligned access or an index outside an array");
   if (number == SIGFPE) fail("integer division by zero");
   fail("access outside device memory");
 }
@@ -244,6 +245,12 @@ void wait_here() {
 
 void wake(Thread& thread) { set_runnable(thread); }
 
+void yield_to(Thread& next) {
+  Thread* self = current;
+  enter(&next);
+  switch_context(self->context, next.context);
+}
+
 void wake_lanes(unsigned warp, unsigned mask) {
   runnable[warp] |= mask;
   ready |= 1ull << warp;
@@ -289,11 +296,11 @@ extern "C" int emu_launch(Launch* given) {
   grid_size = given->grid;
   block_size = given->block;
   thread_count = block_size.x * block_size.y * block_size.z;
-  struct sigaction action = {}, before[4];
-  const int signals[4] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+  struct sigaction action = {}, before[5];
+  const int signals[5] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  for (int i = 0; i < 4; i++) sigaction(signals[i], &action, &before[i]);
+  for (int i = 0; i < 5; i++) sigaction(signals[i], &action, &before[i]);
   pid_t child = -1;
   Launch* shared = nullptr;
   if (given->workers > 1) {
@@ -321,7 +328,7 @@ extern "C" int emu_launch(Launch* given) {
     }
   }
   if (shared) munmap(shared, sizeof(Launch));
-  for (int i = 0; i < 4; i++) sigaction(signals[i], &before[i], nullptr);
+  for (int i = 0; i < 5; i++) sigaction(signals[i], &before[i], nullptr);
   return failed;
 }
 

@@ -74,6 +74,7 @@ extern std::vector<Thread> threads;
 
 void wait_here();           // the running thread, whose state is set, lets others run
 void wake(Thread& thread);  // it can run again
+void yield_to(Thread& next);
 void wake_lanes(unsigned warp, unsigned mask);
 unsigned threads_in_block();
 bool runs_reversed();

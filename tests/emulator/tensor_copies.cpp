@@ -40,17 +40,21 @@ Barrier load(unsigned shared, const char* what) {
   return barrier;
 }
 
-// Store it; a phase whose arrivals and bytes are all there is over.
-void store(unsigned shared, Barrier barrier) {
+// Store it; a phase whose arrivals and bytes are all there is over. Gives a thread that it wakes.
+Thread* store(unsigned shared, Barrier barrier) {
   const bool over = barrier.pending == 0 && barrier.bytes == 0;
   if (over) {
     barrier.phase ^= 1;
     barrier.pending = barrier.arrivals;
   }
   memcpy(shared_pointer(shared, 8, 8, "mbarrier"), &barrier, 8);
-  if (!over) return;
-  for (unsigned i = 0; i < threads_in_block(); i++)
-    if (threads[i].state == AT_TRANSACTION && threads[i].barrier == shared) wake(threads[i]);
+  Thread* woken = nullptr;
+  for (unsigned i = 0; over && i < threads_in_block(); i++)
+    if (threads[i].state == AT_TRANSACTION && threads[i].barrier == shared) {
+      wake(threads[i]);
+      if (!woken) woken = &threads[i];
+    }
+  return woken;
 }
 
 }  // namespace
@@ -86,7 +90,8 @@ void mbarrier_arrive(unsigned shared, unsigned expected_bytes) {
          static_cast<unsigned>(barrier.arrivals));
   barrier.bytes += expected_bytes;
   barrier.pending--;
-  store(shared, barrier);
+  // Who waited goes on first: a buffer that is given away too early is overwritten at once.
+  if (Thread* woken = store(shared, barrier)) yield_to(*woken);
 }
 
 void mbarrier_wait(unsigned shared, unsigned parity) {

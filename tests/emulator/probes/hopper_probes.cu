@@ -144,10 +144,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
   for (int round = 0; round < rounds; ++round) {
     const int slot = round % 2;
     mbarrier_wait(&full[slot], round / 2 & 1);
-    if (defect == EARLY_OVERWRITE) {
-      if (lane_index() == 0) mbarrier_arrive(&empty[slot]);
-      barrier_sync(1, 96);
-    }
+    if (defect == EARLY_OVERWRITE && lane_index() == 0) mbarrier_arrive(&empty[slot]);
     const bf16* const tile = reinterpret_cast<const bf16*>(shared + slot * TILE);
     for (int i = lane_index(); i < TILE / 2; i += WARP) sum += bf16_to_float(tile[i]);
     __syncwarp();
