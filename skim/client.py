@@ -22,7 +22,14 @@ import grpc
 
 from skim.client_async import AsyncAnswerStream, AsyncClient
 from skim.client_types import Answer, Event, Gathered, Message, Models, Options
-from skim.client_wire import Question, Reader, call_metadata, compose, read_models
+from skim.client_wire import (
+    Question,
+    Reader,
+    call_metadata,
+    check_deadline,
+    compose,
+    read_models,
+)
 from skim.rpc import CHANNEL_OPTIONS
 from skim.rpc_errors import from_rpc_error
 from skim.v1 import gateway_pb2, gateway_pb2_grpc
@@ -86,6 +93,7 @@ class Client:
     def __init__(
         self, address: str, *, token: str | None = None, deadline_s: float | None = None
     ) -> None:
+        check_deadline(deadline_s)
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub: Any = gateway_pb2_grpc.GatewayServiceStub(self._channel)
         self._deadline_s = deadline_s

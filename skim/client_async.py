@@ -14,7 +14,14 @@ from typing import Any, Literal, Self, Unpack, overload
 import grpc
 
 from skim.client_types import Answer, Event, Gathered, Message, Models, Options
-from skim.client_wire import Question, Reader, call_metadata, compose, read_models
+from skim.client_wire import (
+    Question,
+    Reader,
+    call_metadata,
+    check_deadline,
+    compose,
+    read_models,
+)
 from skim.errors import Cancelled
 from skim.rpc import connect
 from skim.rpc_errors import from_rpc_error
@@ -83,6 +90,7 @@ class AsyncClient:
     def __init__(
         self, address: str, *, token: str | None = None, deadline_s: float | None = None
     ) -> None:
+        check_deadline(deadline_s)
         self._channel = connect(address)
         self._stub: Any = gateway_pb2_grpc.GatewayServiceStub(self._channel)
         self._deadline_s = deadline_s

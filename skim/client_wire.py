@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from skim.client_types import (
     Admitted,
@@ -96,10 +96,8 @@ class Question:
             )
         if messages is not None and not messages:
             raise InvalidRequest.field_value("messages", "none", "at least one message")
-        try:
-            self.config = _config(options)
-        except (TypeError, ValueError) as error:  # protobuf's words for a wrong type or range
-            raise InvalidRequest(f"options: {error}", field="options") from None
+        check_deadline(options.get("deadline_s"))
+        self.config = _checked_config(options)
         self._contents: list[bytes] = []
         self._chat = messages is not None
         if prompt is not None:
@@ -139,6 +137,30 @@ def _named(names: Mapping[str, Any], field: str, got: str) -> Any:
     if got not in names:
         raise InvalidRequest.field_value(field, got, f"one of {', '.join(names)}")
     return names[got]
+
+
+def check_deadline(deadline_s: float | None) -> None:
+    """Refuse a deadline that has passed before the call begins."""
+    if deadline_s is not None and not deadline_s > 0.0:
+        raise InvalidRequest.field_value("deadline_s", deadline_s, "more than 0 seconds")
+
+
+def _checked_config(options: Options) -> gateway_pb2.GenerateConfig:
+    try:
+        return _config(options)
+    except (TypeError, ValueError) as error:  # protobuf's words for a wrong type or range
+        name = _at_fault(options)
+        raise InvalidRequest(f"{name}: {error}", field=name) from None
+
+
+def _at_fault(options: Options) -> str:
+    """Name the option that protobuf does not take."""
+    for name, value in options.items():
+        try:
+            _config(cast(Options, {name: value}))
+        except (TypeError, ValueError):
+            return name
+    return "options"
 
 
 def _config(options: Options) -> gateway_pb2.GenerateConfig:

@@ -58,6 +58,7 @@ Settings = Annotated[
     Path | None, typer.Option("--settings", help="TOML with [gateway], [drafter] and [target].")
 ]
 LogDir = Annotated[Path | None, typer.Option("--log-dir", help="Where the services log.")]
+Grace = Annotated[float, typer.Option(min=0.0, help="Seconds that running requests get.")]
 Keep = Annotated[float | None, typer.Option("--keep", help="Share of the tokens kept, (0, 1].")]
 
 
@@ -74,7 +75,7 @@ def up(
     drafter: Drafters = None,
     settings: Settings = None,
     log_dir: LogDir = None,
-    grace: Annotated[float, typer.Option(help="Seconds that running requests get.")] = 30.0,
+    grace: Grace = 30.0,
     json: Json = False,
 ) -> None:
     """Start and supervise the three services on this machine; ctrl-C drains, twice kills."""
@@ -214,7 +215,7 @@ def drain(
     ] = None,
     port: Annotated[int, typer.Option(help="The gateway's.")] = DEFAULT_BASE_PORT,
     host: Annotated[str, typer.Option(help="Where the admin ports are.")] = "127.0.0.1",
-    grace: Annotated[float, typer.Option(help="Seconds that running requests get.")] = 30.0,
+    grace: Grace = 30.0,
     json: Json = False,
 ) -> None:
     """Make services refuse new work and finish what runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import pytest
 
@@ -151,6 +152,22 @@ def test_an_option_that_is_left_out_or_none_stays_unset() -> None:
 def test_an_option_that_means_nothing_is_refused(options: Options) -> None:
     with pytest.raises(InvalidRequest):
         Question("p", None, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"keep_ratio": 0.1, "seed": -1}, "seed"),
+        ({"top_k": -1, "stop": ["x"]}, "top_k"),
+        ({"scorer": "ends", "temperature": "hot"}, "temperature"),
+        ({"deadline_s": 0.0}, "deadline_s"),
+        ({"deadline_s": math.nan}, "deadline_s"),
+    ],
+)
+def test_the_option_at_fault_is_named(options: Options, field: str) -> None:
+    with pytest.raises(InvalidRequest, match=field) as refused:
+        Question("p", None, options)
+    assert refused.value.field == field
 
 
 @pytest.mark.parametrize(
