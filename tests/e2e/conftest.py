@@ -20,6 +20,7 @@ from skim.cli.stack_plan import StackOptions
 from skim.client import Client
 from skim.demo_document import build_document
 from skim.v1 import target_pb2, target_pb2_grpc
+from tests.fixtures.own_time import OwnTime
 
 ROOT = Path(__file__).resolve().parents[2]
 CROSS_NAME = Path(CROSS_DRAFTER).stem
@@ -69,6 +70,12 @@ class System:
     def engine(self) -> psutil.Process | None:
         """The target's engine child, if it runs."""
         return engine_of(self.stack.pid("target") or 0)
+
+    def own_time(self) -> OwnTime:
+        """A stopwatch for the work of all services."""
+        engine = self.engine()
+        pids = [self.stack.pid(name) for name in ("gateway", "drafter", "target")]
+        return OwnTime(*(pid for pid in (*pids, engine and engine.pid) if pid))
 
     def idle(self) -> bool:
         """Whether the target works on nothing."""

@@ -20,7 +20,15 @@ from target_svc.engine_client import EngineClient
 from target_svc.engine_stream import error_from
 from target_svc.frames import encode
 from target_svc.messages import Cancel, Open, Submit, Tokens
-from tests.fixtures.engine import collect, random_ids, running_engine, tiny_config, tiny_model
+from tests.fixtures.engine import (
+    ENDLESS_TOKENS,
+    collect,
+    endless,
+    random_ids,
+    running_engine,
+    tiny_config,
+    tiny_model,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = random_ids(100)
@@ -39,8 +47,8 @@ def wait_for_exit(pid: int, timeout_s: float = 10.0) -> None:
 
 
 async def test_kill_in_the_middle_fails_that_request_and_the_next_one_works() -> None:
-    async with running_engine() as engine:
-        stream = await engine.submit(Submit("a", PROMPT, 250, speculate=False))
+    async with running_engine(gen_max=ENDLESS_TOKENS) as engine:
+        stream = await engine.submit(endless("a", PROMPT))
         async for event in stream:
             if isinstance(event, Tokens):
                 break
@@ -55,9 +63,9 @@ async def test_kill_in_the_middle_fails_that_request_and_the_next_one_works() ->
 
 
 async def test_kill_fails_waiting_requests_and_reservations_too() -> None:
-    async with running_engine() as engine:
+    async with running_engine(gen_max=ENDLESS_TOKENS) as engine:
         await engine.reserve(1024, "f16")
-        streams = [await engine.submit(Submit(f"r{i}", PROMPT, 250)) for i in range(3)]
+        streams = [await engine.submit(endless(f"r{i}", PROMPT)) for i in range(3)]
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         for stream in streams:
@@ -82,10 +90,10 @@ async def test_release_on_its_way_to_an_engine_that_dies_returns() -> None:
 
 
 async def test_submit_while_the_engine_restarts_is_unavailable() -> None:
-    async with running_engine() as engine:
+    async with running_engine(gen_max=ENDLESS_TOKENS) as engine:
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
-        stream = await engine.submit(Submit("a", PROMPT, 250))
+        stream = await engine.submit(endless("a", PROMPT))
         with pytest.raises(Unavailable):
             await collect(stream)
         with pytest.raises(Unavailable) as caught:
@@ -213,8 +221,8 @@ def test_child_dies_with_its_parent(stopped: bool) -> None:
 
 
 async def test_close_ends_the_child_and_fails_what_runs() -> None:
-    async with running_engine() as engine:
-        stream = await engine.submit(Submit("a", PROMPT, 250))
+    async with running_engine(gen_max=ENDLESS_TOKENS) as engine:
+        stream = await engine.submit(endless("a", PROMPT))
         pid = engine.pid
         assert pid is not None
         await engine.close()

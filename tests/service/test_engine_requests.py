@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from skim.errors import (
     Busy,
+    Cancelled,
     DeadlineExceeded,
     InvalidRequest,
     PreconditionFailed,
@@ -22,7 +23,15 @@ from skim.errors import (
 from target_svc.engine_client import EngineClient
 from target_svc.messages import Done, Progress, Submit, Tokens
 from target_svc.sampling import Sampling
-from tests.fixtures.engine import collect, random_ids, running_engine, tiny_config, tiny_model
+from tests.fixtures.engine import (
+    ENDLESS_TOKENS,
+    collect,
+    endless,
+    random_ids,
+    running_engine,
+    tiny_config,
+    tiny_model,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = random_ids(150)
@@ -117,16 +126,20 @@ async def test_requests_in_parallel_answer_as_they_do_alone() -> None:
 
 
 async def test_decoding_goes_on_while_another_prompt_is_prefilled() -> None:
-    async with running_engine(slots=2, n_batch=32) as engine:
-        first = await engine.submit(Submit("first", PROMPT, 200, speculate=False))
+    async with running_engine(slots=2, n_batch=32, gen_max=ENDLESS_TOKENS) as engine:
+        first = await engine.submit(endless("first", PROMPT))
         async for event in first:
             if isinstance(event, Tokens):
                 break
         second = await engine.submit(Submit("second", random_ids(400, 1), 1))
         seen = [event async for event in second]
-        # Thirteen chunks of the second prompt lie between; the first one is not done for it yet.
         assert engine.load.decoding >= 1 and sum(isinstance(e, Done) for e in seen) == 1
-        assert len((await collect(first)).ids) > 13
+        first.cancel()
+        decoded = 0
+        with pytest.raises(Cancelled):
+            async for event in first:
+                decoded += len(event.ids) if isinstance(event, Tokens) else 0
+        assert decoded >= 13  # one for each chunk of the second prompt
 
 
 async def test_second_request_waits_for_the_only_slot(engine: EngineClient) -> None:
@@ -158,13 +171,14 @@ async def test_slow_reader_gets_merged_events_and_every_token(engine: EngineClie
 
 
 async def test_queue_bound_refuses_one_more() -> None:
-    async with running_engine(max_waiting=1) as engine:
-        running = await engine.submit(Submit("running", PROMPT, 200))
+    async with running_engine(max_waiting=1, gen_max=ENDLESS_TOKENS) as engine:
+        running = await engine.submit(endless("running", PROMPT))
         assert isinstance(await anext(running), Progress)  # it holds the slot
         waiting = await engine.submit(Submit("waiting", PROMPT, 5))
         refused = await engine.submit(Submit("refused", PROMPT, 5))
         with pytest.raises(Busy):
             await collect(refused)
+        running.cancel()
         assert len((await collect(waiting)).ids) == 5
 
 
@@ -174,13 +188,12 @@ async def test_deadline_that_passed_fails_the_request(engine: EngineClient) -> N
         await collect(await engine.submit(late))
 
 
-async def test_deadline_ends_a_request_while_it_waits(engine: EngineClient) -> None:
-    running = await engine.submit(Submit("running", PROMPT, 250, speculate=False))
-    await anext(running)
-    soon = Submit("late", PROMPT, 5, deadline_monotonic_s=time.monotonic() + 0.02)
-    with pytest.raises(DeadlineExceeded, match="waited"):
-        await collect(await engine.submit(soon))
-    running.cancel()
+async def test_deadline_ends_a_request_while_it_waits() -> None:
+    async with running_engine(gen_max=ENDLESS_TOKENS) as engine:
+        await anext(await engine.submit(endless("running", PROMPT)))
+        soon = Submit("late", PROMPT, 5, deadline_monotonic_s=time.monotonic() + 0.02)
+        with pytest.raises(DeadlineExceeded, match="waited"):
+            await collect(await engine.submit(soon))
 
 
 IDS = random_ids(10)

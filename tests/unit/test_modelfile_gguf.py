@@ -289,7 +289,7 @@ def test_random_byte_flips_raise_nothing_but_model_file_error(tmp_path: Path) ->
     data_offset = read_header(memoryview(content), "whole").data_offset
     rng = random.Random(20)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
+    started = time.process_time()
     refused = 0
     for _ in range(3000):
         broken = bytearray(content)
@@ -302,7 +302,7 @@ def test_random_byte_flips_raise_nothing_but_model_file_error(tmp_path: Path) ->
         except ModelFileError:
             refused += 1
     assert refused > 300  # most flips hit texts, which any byte but broken UTF-8 leaves readable
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 100 * 1024
 
 
