@@ -1,6 +1,6 @@
 """What a drafter backend takes and gives: token ids in, one score per chunk out.
 
-The service builds a `ScoreInput`, a `Backend` (`cpu_backend`, later `cuda`) runs the model's
+The service builds a `ScoreInput`, a `Backend` (`cpu_backend`, `cuda_backend`) runs the model's
 forward pass and answers `ChunkScores`, and `selection` turns those into kept chunks. Nothing here
 computes. Refuses values out of range by name; what depends on the model (ids past the vocabulary,
 look-ahead that does not fit the workspace) is refused by the backend that knows it.
@@ -134,7 +134,8 @@ class ChunkScores:
         cut_row_share: share of (layer, head, tile) rows that `max_density` cut, [0, 1].
         yarn_factor: context extension in force; 1.0 means none.
         layers_run: layers entered; the last of them stops after its queries and keys.
-        stage_s: seconds by stage: embed, project, attend, mlp, score (and lookahead).
+        stage_s: seconds by stage: embed, project, attend, mlp, score (and lookahead; on a GPU
+            also find, the choice of blocks, which the CPU counts as attend).
         num_queries: scoring queries.
         query_copied: the query's tokens were run again after the prompt.
     """

@@ -99,4 +99,4 @@ def why_no_gpu() -> str | None:
     report = examine_kernels()
     if report["backend"] == "cuda":
         return None
-    return " ".join(report["lines"]) or "no GPU was found"
+    return str(report["reason"])

@@ -18,6 +18,7 @@ from tests.fixtures.cuda_backend import (
     Machine,
     assert_same,
     assert_same_order,
+    emulated,
     machine,
     model,
     prompt,
@@ -45,6 +46,13 @@ def test_dense_pass_of_any_length_equals_the_cpu_backends(
     cuda, cpu = machine.pair(model(tmp_path)).score(prompt(num_tokens, seed=1))
     assert_same(cuda, cpu)
     assert cuda.density == (1.0, 1.0)
+
+
+def test_hopper_path_equals_the_cpu_backend(tmp_path: Path) -> None:
+    path = model(tmp_path, layers=2)
+    hopper = Machine(lambda: emulated(arch="sm_90a"))
+    assert_same(*hopper.pair(path).score(prompt(280, seed=8), attention=EVERYTHING))
+    hopper.close()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(2, 1, 128), (3, 1, 64), (2, 2, 256)])

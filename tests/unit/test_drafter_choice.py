@@ -18,8 +18,8 @@ from kernels.errors import LaunchError, NoDevice, OutOfMemory
 from skim.errors import Busy, ConfigError, EngineFault, ModelFileError
 from tests.fixtures.engine import tiny_model
 
-NO_DRIVER = {"backend": "cpu", "devices": [], "lines": ["No usable GPU: the driver is asleep."]}
-GPU = {"backend": "cuda", "devices": [{"name": "a GPU"}], "lines": ["1 CUDA device(s) found."]}
+NO_DRIVER = {"backend": "cpu", "reason": "No usable GPU: the driver is asleep"}
+GPU = {"backend": "cuda", "reason": ""}
 
 
 def settings(backend: str) -> DrafterSettings:
@@ -81,7 +81,7 @@ def test_cuda_without_a_gpu_is_refused_with_the_doctors_reason(
 
 def test_auto_says_why_it_takes_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, NO_DRIVER)
-    assert opened("auto") == ("cpu", "No usable GPU: the driver is asleep.")
+    assert opened("auto") == ("cpu", "No usable GPU: the driver is asleep")
 
 
 FAILURES = [
