@@ -53,6 +53,7 @@ def variants(head_dim: int) -> dict[str, Tuning]:
         "half key tiles, 3 stages": replace(usual, key_tile=64, stages=3),
         "two stages": replace(usual, stages=2),
         "three stages": replace(usual, stages=3),
+        "three stages, one query slot": replace(usual, stages=3, query_slots=1),
     }
 
 
