@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.device import KernelSource
+from kernels.device import Device, KernelSource
 from tests.emulator.device import EmulatedDevice
 
 PROBES = Path(__file__).resolve().parent / "probes"
@@ -34,36 +35,53 @@ def run_probe(
     arch: str = "sm_80",
     **options: Any,
 ) -> list[NDArray[Any]]:
-    """Run a probe on a device of its own; `options` are EmulatedDevice's.
+    """Run a probe on an emulated device of its own; `options` are EmulatedDevice's.
 
     Array arguments are uploaded and passed as pointers; returned are those after the launch.
     """
     device = EmulatedDevice(arch, folder=PROBES, **options)
     try:
-        arrays = [np.array(argument) for argument in arguments if _is_array(argument)]
-        memories = [device.allocate(array.nbytes) for array in arrays]
-        for memory, array in zip(memories, arrays, strict=True):
-            device.upload(memory.address, array)
-        addresses = iter([memory.address for memory in memories])
-        args = tuple(_argument(device, one, addresses) for one in arguments)
-        device.launch(source, grid, block, args, shared_bytes=shared_bytes)
-        for memory, array in zip(memories, arrays, strict=True):
-            device.download(memory.address, array)
-        return arrays
+        return run_on(device, source, arguments, block, grid, shared_bytes)
     finally:
         device.close()
+
+
+def run_on(
+    device: Device,
+    source: KernelSource,
+    arguments: tuple[Any, ...],
+    block: int,
+    grid: tuple[int, ...],
+    shared_bytes: int,
+) -> list[NDArray[Any]]:
+    """The same on a given device."""
+    with ExitStack() as stack:
+
+        def put(array: NDArray[Any]) -> int:
+            memory = stack.enter_context(closing(device.allocate(array.nbytes)))
+            device.upload(memory.address, array)
+            return memory.address
+
+        arrays = [np.array(argument) for argument in arguments if _is_array(argument)]
+        addresses = [put(array) for array in arrays]
+        waiting = iter(addresses)
+        args = tuple(_argument(device, one, put, waiting) for one in arguments)
+        device.launch(source, grid, block, args, shared_bytes=shared_bytes)
+        for address, array in zip(addresses, arrays, strict=True):
+            device.download(address, array)
+        return arrays
 
 
 def _is_array(argument: object) -> bool:
     return isinstance(argument, np.ndarray)
 
 
-def _argument(device: EmulatedDevice, given: Any, addresses: Iterator[int]) -> Any:
+def _argument(
+    device: Device, given: Any, put: Callable[[NDArray[Any]], int], addresses: Iterator[int]
+) -> Any:
     if _is_array(given):
         return next(addresses)
     if not isinstance(given, Map):
         return given
-    memory = device.allocate(given.matrix.nbytes)
-    device.upload(memory.address, given.matrix)
-    stride_bytes = given.matrix.strides[0]
-    return device.tensor_map(memory.address, given.matrix.shape, stride_bytes, given.box)
+    address, stride_bytes = put(given.matrix), given.matrix.strides[0]
+    return device.tensor_map(address, given.matrix.shape, stride_bytes, given.box)

@@ -1,4 +1,7 @@
-"""The Hopper twins: tiles as the copy engine lays them, products by descriptor, and defects."""
+"""The Hopper twins: tiles as the copy engine lays them, products by descriptor, and defects.
+
+What is right runs on the emulator and, with `-m gpu`, on a GPU; defects on the emulator only.
+"""
 
 from __future__ import annotations
 
@@ -67,31 +70,33 @@ def run_products(run: Run, width: int, defect: str = "NONE", **options: Any) -> 
 
 
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (32, 16), (64, 40), (-8, -5), (200, 0)])
-def test_tile_is_swizzled_and_zero_outside_the_matrix(run: Run, x: int, y: int) -> None:
+def test_tile_is_swizzled_and_zero_outside_the_matrix(run_both: Run, x: int, y: int) -> None:
     matrix = np.arange(1, 80 * 96 + 1, dtype=np.uint16).reshape(80, 96)
     padded = np.zeros((80 + 128, 96 + 512), np.uint16)
     padded[64:144, 64:160] = matrix
     straight = padded[64 + y : 128 + y, 64 + x : 128 + x]
     rows, chunks = np.arange(64)[:, None], np.arange(8)
     wanted = straight.reshape(64, 8, 8)[rows, chunks ^ (rows % 8)].reshape(64, 64)
-    np.testing.assert_array_equal(run_tile(run, x, y), wanted)
+    np.testing.assert_array_equal(run_tile(run_both, x, y), wanted)
 
 
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("order", ["forward", "reverse"])
 def test_product_of_two_tiles_by_descriptor_is_the_matrix_product(
-    run: Run, width: int, order: str
+    run_both: Run, width: int, order: str
 ) -> None:
-    out, wanted = run_products(run, width, order=order)
-    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-4)  # 128 sums to 40 in fp32
+    out, wanted = run_products(run_both, width, order=order)
+    np.testing.assert_allclose(
+        out, wanted, rtol=0, atol=1e-3
+    )  # 128 sums up to 40: 128 * 2^-23 * 40
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_product_of_registers_and_a_row_major_tile_is_the_matrix_product(
-    run: Run, width: int
+    run_both: Run, width: int
 ) -> None:
-    out, wanted = run_registers(run, width)
-    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-5)
+    out, wanted = run_registers(run_both, width)
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-4)  # 33 sums up to 25
 
 
 def run_registers(run: Run, width: int, defect: str = "NONE") -> tuple[Array, Array]:
@@ -130,8 +135,8 @@ def run_ring(run: Run, defect: str = "NONE", **options: Any) -> Array:
     )
 
 
-def test_ring_of_buffers_hands_every_tile_over_in_both_orders(run: Run) -> None:
-    assert (run_ring(run, check_races=True) == 31 * 512).all()
+def test_ring_of_buffers_hands_every_tile_over_in_both_orders(run_both: Run) -> None:
+    assert (run_ring(run_both, check_races=True) == 31 * 512).all()
 
 
 def test_buffer_released_before_it_is_read_gives_nan(run: Run) -> None:
