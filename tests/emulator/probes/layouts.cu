@@ -4,8 +4,8 @@
 // rows: bf16 [32, 8]; out: u32 [32 lanes, 4].
 template <bool TRANSPOSED>
 __device__ void load(const bf16* rows, u32* out) {
-  SKIM_SHARED(shared);
-  bf16* const tile = reinterpret_cast<bf16*>(shared);
+  SKIM_SHARED(staged);
+  bf16* const tile = reinterpret_cast<bf16*>(staged);
   for (int i = lane_index(); i < 256; i += WARP) tile[i] = rows[i];
   __syncwarp();
   u32 r[4];
