@@ -91,6 +91,7 @@ class Bench:
                     if self.has_time(row):
                         planter.density = density
                         self.rows.append(self.time_row(backend, name, ids, density))
+                print("\n".join(backend.workspace.plan.lines()), file=sys.stderr, flush=True)
         finally:
             backend.close()
 
@@ -127,7 +128,7 @@ class Bench:
             "peak_bytes": self.free_loaded - backend.device.free_bytes(),
             "planned_bytes": backend.workspace.num_bytes,
             "planted_bytes": backend.planted.num_bytes,
-            "plan": backend.workspace.plan.lines(),
+            "plan_bytes": backend.workspace.plan.sizes,
         }
 
     def run_dense(self, name: str) -> None:

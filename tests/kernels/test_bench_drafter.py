@@ -40,7 +40,7 @@ def test_benchmark_prints_planted_and_natural_rows_and_what_it_left_out(
     assert (natural["lists"], natural["density"]) == ("natural", 1.0)
     assert planted["tokens"] == natural["tokens"] == 400
     assert planted["peak_bytes"] == planted["planned_bytes"] + planted["planted_bytes"] > 0
-    assert planted["plan"][-1].startswith("all")
+    assert planted["plan_bytes"]["x"] == 4 * 400 * TINY.embed
     assert sum(planted["stage_s"].values()) <= planted["slowest_s"]
     assert planted["times_faster_than_dense"] is None
     assert any("PyTorch" in row for row in summary["left_out"])
