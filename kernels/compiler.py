@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -102,10 +103,14 @@ class Compiler:
             target_type="cubin",
             extra_digest=self._headers,
         )
-        found: bytes | None = self._cache.get(key)
+        try:
+            found: bytes | None = self._cache.get(key)
+        except OSError:
+            found = None
         if found is None:
             found = _compile(source, arch, code, options)
-            self._cache[key] = found
+            with suppress(OSError):  # a full or read-only disk costs the cache, not the launch
+                self._cache[key] = found
         return found
 
     def report(self, source: KernelSource, arch: str) -> Report:

@@ -173,6 +173,16 @@ def test_unwritable_cache_folder_only_costs_the_cache(folder: Path) -> None:
     assert _double(folder).startswith(b"\x7fELF")
 
 
+def test_cache_entry_that_can_be_neither_read_nor_written_only_costs_the_cache(
+    folder: Path,
+) -> None:
+    first = _double(folder)
+    [kept] = (path for path in (folder.parent / "cache/entries").rglob("*") if path.is_file())
+    kept.unlink()
+    kept.mkdir()  # a folder: reading it and replacing it by a file both fail, for root too
+    assert _double(folder) == first
+
+
 def test_error_names_file_line_kernel_and_architecture(folder: Path) -> None:
     (folder / "double.cu").write_text(DOUBLE.replace("FACTOR", "UNKNOWN_NAME"))
     with pytest.raises(CompileError) as caught:
