@@ -1,8 +1,8 @@
 """Matrix products by cuBLASLt on raw pointers: Y = X W^T, or Y += X W^T for the residual.
 
 `CudaDevice.gemm` is its only caller. One plan a shape: descriptors and the first algorithm that
-cuBLASLt's heuristic proposes (measured within 1.2 % of the best of eight), kept for the life of the
-device. cuBLASLt is column-major, so the row-major Y[m, n] is written as the column-major n x m
+cuBLASLt's heuristic proposes (measured within 1.2 % of the best of eight), kept until there are
+`MAX_PLANS`. cuBLASLt is column-major, so the row-major Y[m, n] is written as the column-major n x m
 matrix W^T X. Refuses shapes for which cuBLASLt has no algorithm. The tensor front end of
 nvmath-python is not used: it owns its operands and plans per call.
 """
@@ -20,6 +20,7 @@ from nvmath.bindings import cublasLt as lt
 from kernels.errors import InvalidArgument, KernelError
 
 WORKSPACE_BYTES = 32 << 20  # what cuBLAS itself takes on Hopper
+MAX_PLANS = 1024  # a pass needs a dozen, and each new prompt length brings its own
 _FAILURES = (RuntimeError, lt.cuBLASLtError)  # of loading the library, of its calls
 _FLOAT32, _BFLOAT16 = 0, 14  # cudaDataType_t
 _REDUCE_IN_FLOAT32 = 2  # cublasLtReductionScheme_t: partial sums in the workspace, fixed order
@@ -97,6 +98,8 @@ class Gemm:
         shape = Shape(m, n, k, ldx, ldy, accumulate_f32, (_aligned(w), _aligned(x), _aligned(y)))
         plan = self._plans.get(shape)
         if plan is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._forget_plans()  # host memory alone; queued products have read theirs
             plan = self._plans[shape] = self._plan(shape)
         try:
             lt.matmul(
@@ -122,12 +125,15 @@ class Gemm:
 
     def close(self) -> None:
         """Give the plans and the handle back."""
+        self._forget_plans()
+        lt.destroy(self._handle)
+
+    def _forget_plans(self) -> None:
         for plan in self._plans.values():
             for layout in (plan.w, plan.x, plan.y):
                 lt.matrix_layout_destroy(layout)
             lt.matmul_desc_destroy(plan.desc)
         self._plans.clear()
-        lt.destroy(self._handle)
 
     def _plan(self, shape: Shape) -> _Plan:
         _check(shape)

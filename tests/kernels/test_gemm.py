@@ -56,6 +56,11 @@ class Lt:
     def matrix_layout_create(self, kind: int, rows: int, columns: int, stride: int) -> int:
         return self._keep((kind, rows, columns, stride))
 
+    def matrix_layout_destroy(self, layout: int) -> None:
+        self.kept[layout] = None
+
+    matmul_desc_destroy = matrix_layout_destroy
+
     def matmul_preference_create(self) -> int:
         return self._keep({})
 
@@ -157,6 +162,16 @@ def test_same_shape_is_planned_once(lt: Lt, gemm: Gemm) -> None:
     assert len(lt.preferences) == 1
     _run(gemm, **at, m=3)
     assert len(lt.preferences) == 2
+
+
+def test_plans_of_many_lengths_are_given_back(
+    lt: Lt, gemm: Gemm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernels.gemm.MAX_PLANS", 3)
+    for m in range(1, 20):
+        _run(gemm, m=m)
+    held = [made for made in lt.kept.values() if isinstance(made, tuple)]  # layouts
+    assert 0 < len(held) <= 3 * 3
 
 
 @pytest.mark.parametrize(
