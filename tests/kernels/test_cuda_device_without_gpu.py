@@ -42,7 +42,7 @@ def run_on_fake_driver(
 
 
 def test_device_passes_its_tests_on_a_driver_without_a_gpu(tmp_path: Path) -> None:
-    command = ["pytest", "-rs", "tests/kernels/test_cuda_device.py"]
+    command = ["pytest", "-rs", "-m", "gpu", "tests/kernels/test_cuda_device.py"]
     done = run_on_fake_driver(tmp_path, command, SKIM_FAKE_DRIVER="1")
     assert done.returncode == 0, done.stdout + done.stderr
     skips = re.findall(r"SKIPPED.*", done.stdout)
