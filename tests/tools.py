@@ -1,4 +1,4 @@
-"""Tools outside Python that some tests need."""
+"""What tests of processes need: tools outside Python, and whether a process has ended."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,3 +38,11 @@ def require_package(module: str, distribution: str) -> None:
     if os.environ.get("SKIM_REQUIRE_TOOLS") == "1":
         pytest.fail(sentence)
     pytest.skip(sentence)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process runs no more; one that its new parent has not reaped yet has ended too."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -44,6 +44,8 @@ def start_skim(*arguments: str, **pipes: Any) -> subprocess.Popen[str]:
         cwd=ROOT,
         env=environment,
         text=True,
+        # A shell that started the tests in the background has made them, and so us, deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **pipes,
     )
 

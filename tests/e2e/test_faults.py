@@ -15,6 +15,7 @@ from skim.client import Client
 from skim.client_types import Finish, Plan, Progress, Text
 from skim.errors import Unavailable
 from tests.e2e.conftest import ROOT, WAIT_S, System, until
+from tests.tools import has_ended
 
 Prose = Callable[[int], str]
 QUESTION = "What is this about?"
@@ -92,7 +93,7 @@ def test_target_service_killed_comes_back_with_an_engine_of_its_own(
     restarts = next(s.restarts for s in system.stack.states() if s.name == "target")
     system.stack.kill("target")
     system.stack.wait_for("target", Status.READY, restarts=restarts + 1, timeout_s=WAIT_S)
-    assert not first.is_running()
+    until(lambda: has_ended(first), "the killed service's engine has ended")
     until(lambda: client.models().target.serving, "the gateway has seen it")
     assert client.ask(QUESTION, "A few words.", max_tokens=2).finish.usage.completion_tokens > 0
 

@@ -28,6 +28,7 @@ from skim.v1 import (
 )
 from tests.fixtures.engine import tiny_model
 from tests.fixtures.target import config, full, messages
+from tests.tools import has_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 60.0  # imports take seconds on a busy machine
@@ -128,7 +129,7 @@ def test_it_serves_logs_no_prompt_and_drains_on_sigterm() -> None:
     answered = json.loads(next(line for line in log.splitlines() if '"answered"' in line))
     assert (answered["request_id"], answered["service"]) == ("r-1", "target")
     assert "sentence" not in log
-    assert engines and not any(engine.is_running() for engine in engines)
+    assert engines and all(has_ended(engine) for engine in engines)
 
 
 def test_a_killed_service_takes_its_engine_along() -> None:
@@ -138,7 +139,7 @@ def test_a_killed_service_takes_its_engine_along() -> None:
         process.wait()
         assert engines
         _, alive = psutil.wait_procs(engines, timeout=10)
-        assert alive == []
+        assert all(has_ended(engine) for engine in alive)
 
 
 def test_an_engine_that_cannot_come_back_ends_the_service_with_one_line(tmp_path: Path) -> None:
