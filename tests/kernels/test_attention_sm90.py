@@ -1,15 +1,13 @@
 """The Hopper attention against the reference: lists, dense, ragged lengths, groups, correction.
 
-Tolerance. Inputs are exact bf16. The kernel rounds each weight and each output element to bf16
-(2^-8 of its magnitude each) and sums in fp32 over an approximate exp2 (below 2^-12 in all), so an
-element may be off by 2^-8 (sum of weight |v| + |output|) + 2^-12 sum of weight |v|.
+Tolerance: `attention_case.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,63 +25,18 @@ from kernels.ops.attention_sm90 import (
     Tuning,
     takes,
 )
-from kernels.reference import BlockLists, BlockRule, block_mean, round_to_bf16, sparse_attention
+from kernels.reference import BlockRule, round_to_bf16
 from tests.emulator.build import Edit
 from tests.emulator.device import EmulatedDevice
-from tests.kernels.inputs import structured_qkv
+from tests.kernels.attention_case import BLOCK, PADDING, Case, excess, make_case
+from tests.kernels.on_device import from_bf16, to_bf16
 from tests.tools import require_tool
 
-BLOCK = 128
 RULE = BlockRule(sink_blocks=1, window_blocks=1, last_full_blocks=1)  # what is forced is little
-PADDING = 8  # columns behind V that nothing may read or write
 POISON = 0xFF
 
 
-def bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The raw bf16 of values that are bf16 already."""
-    return (np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def floats(raw: NDArray[np.uint16]) -> NDArray[np.float32]:
-    return (raw.astype(np.uint32) << 16).view(np.float32)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call: inputs as bf16 values in float32, and what is asked of the kernel."""
-
-    q: NDArray[np.float32]
-    k: NDArray[np.float32]
-    v: NDArray[np.float32]
-    lists: BlockLists | None
-    correct: bool
-
-    @property
-    def scale(self) -> float:
-        return 1.0 / math.sqrt(self.q.shape[-1])
-
-    def means(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return round_to_bf16(block_mean(self.k, BLOCK)), round_to_bf16(block_mean(self.v, BLOCK))
-
-
-def case(
-    num_tokens: int,
-    *,
-    num_heads: int = 2,
-    num_kv_heads: int = 1,
-    head_dim: int = 128,
-    density: float | None = None,
-    correct: bool = True,
-    seed: int = 7,
-) -> Case:
-    """Structured inputs; lists of a density, or dense."""
-    qkv = structured_qkv(
-        num_tokens, seed=seed, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
-    )
-    q, k, v = (round_to_bf16(x) for x in qkv)
-    num_tiles = -(-num_tokens // BLOCK)
-    lists = None if density is None else plant(density, num_heads, num_tiles, RULE, seed=seed)
-    return Case(q, k, v, lists, correct)
+case = partial(make_case, rule=RULE, head_dim=128, seed=7)
 
 
 def attend(device: Device, given: Case, tuning: Tuning | None = None) -> NDArray[np.float32]:
@@ -92,8 +45,8 @@ def attend(device: Device, given: Case, tuning: Tuning | None = None) -> NDArray
     num_kv_heads = given.k.shape[0]
     columns = [x.transpose(1, 0, 2).reshape(num_tokens, -1) for x in (given.q, given.k, given.v)]
     padding = np.full((num_tokens, PADDING), 0xFFFF, np.uint16)
-    rows = np.concatenate([*(bits(x) for x in columns), padding], axis=1)
-    k_mean, v_mean = (bits(x) for x in given.means())
+    rows = np.concatenate([*(to_bf16(x) for x in columns), padding], axis=1)
+    k_mean, v_mean = (to_bf16(x) for x in given.means())
     parts = [rows, k_mean, v_mean]
     if given.lists:
         parts += [given.lists.indices, given.lists.counts]
@@ -132,40 +85,8 @@ def attend(device: Device, given: Case, tuning: Tuning | None = None) -> NDArray
     for memory in (*memories, scratch):
         memory.close()
     assert np.array_equal(after[:, q_width:], rows[:, q_width:])
-    out = floats(after[:, :q_width])
+    out = from_bf16(after[:, :q_width])
     return out.reshape(num_tokens, num_heads, head_dim).transpose(1, 0, 2)
-
-
-def expected(given: Case) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The reference's output and how far each element may be from it."""
-    num_heads, num_tokens, _ = given.q.shape
-    num_tiles = -(-num_tokens // BLOCK)
-    every = BlockRule(last_full_blocks=num_tiles)
-    lists = given.lists or plant(1.0, num_heads, num_tiles, every)
-    k_mean, v_mean = given.means() if given.correct else (None, None)
-
-    def run(v: NDArray[np.float32], means: NDArray[np.float32] | None) -> NDArray[np.float64]:
-        return sparse_attention(
-            given.q,
-            given.k,
-            v,
-            lists,
-            block_tokens=BLOCK,
-            scale=given.scale,
-            k_mean=k_mean,
-            v_mean=means,
-        )
-
-    reference = run(given.v, v_mean)
-    magnitude = run(np.abs(given.v), None if v_mean is None else np.abs(v_mean))
-    return reference, 2**-8 * (magnitude + np.abs(reference)) + 2**-12 * magnitude
-
-
-def excess(out: NDArray[np.float32], given: Case) -> float:
-    """Largest error over what is allowed; at most 1 where the kernel is right, NaN is infinite."""
-    reference, allowed = expected(given)
-    ratio = np.abs(out - reference) / allowed
-    return float(np.where(np.isnan(ratio), np.inf, ratio).max())
 
 
 @pytest.mark.parametrize("num_tokens", [1, 127, 128, 129, 700])

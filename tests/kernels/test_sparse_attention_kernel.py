@@ -1,23 +1,18 @@
 """The portable attention kernel against the reference: dense, lists, correction, ragged, groups.
 
-Tolerance. Inputs are exact bf16 and sums are fp32, so what separates the kernel from float64 is
-that each weight and each output element is rounded to bf16 (by 2^-9 of the power of two below it)
-over an approximate exp2 (below 2^-12 in all). An element may be off by 2^-8 (sum of weight |v| +
-|output|) + 2^-12 sum of weight |v|; in the mean square, by a quarter more than the reference with
-these two roundings.
+Tolerance: `attention_case.py`; in the mean square, a quarter more than the reference whose weights
+and output are rounded to bf16.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from bench.planted import plant
 from kernels.device import Device
 from kernels.errors import InvalidArgument, KernelError
 from kernels.ops import attention_sm90
@@ -25,57 +20,27 @@ from kernels.ops.attention_sm90 import Tensors
 from kernels.ops.block_score import block_score
 from kernels.ops.block_select import block_select
 from kernels.ops.sparse_attention import SparseAttention, attention_on, shared_bytes
-from kernels.reference import BlockLists, BlockRule, block_mean, round_to_bf16, sparse_attention
+from kernels.reference import BlockLists, BlockRule, round_to_bf16
 from tests.emulator.build import Edit
 from tests.emulator.device import EmulatedDevice
-from tests.kernels.inputs import structured_qkv
+from tests.kernels.attention_case import (
+    BLOCK,
+    PADDING,
+    Case,
+    Values,
+    all_causal,
+    excess,
+    expected,
+    make_case,
+)
 from tests.kernels.on_device import Arrays, from_bf16, to_bf16
 from tests.tools import require_tool
 
-BLOCK = 128
 RULE = BlockRule(sink_blocks=0, window_blocks=1, last_full_blocks=0)  # prunes short prompts too
 SMALLEST_SHARED_BYTES = 99 << 10  # of a block of threads, sm_89
-PADDING = 8  # columns behind V that nothing may read or write
-
-Values = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One call: inputs as bf16 values in float32, and what is asked of the kernel."""
-
-    q: Values
-    k: Values
-    v: Values
-    lists: BlockLists | None
-    correct: bool
-
-    @property
-    def scale(self) -> float:
-        return 1.0 / math.sqrt(self.q.shape[-1])
-
-    def means(self) -> tuple[Values, Values]:
-        return block_mean(self.k, BLOCK), block_mean(self.v, BLOCK)
-
-
-def case(
-    num_tokens: int,
-    *,
-    num_heads: int = 2,
-    num_kv_heads: int = 1,
-    head_dim: int = 64,
-    density: float | None = None,
-    correct: bool = True,
-    seed: int = 41,
-) -> Case:
-    """Structured inputs; seeded lists of a density, or dense."""
-    qkv = structured_qkv(
-        num_tokens, seed=seed, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
-    )
-    q, k, v = (round_to_bf16(x) for x in qkv)
-    num_tiles = -(-num_tokens // BLOCK)
-    lists = None if density is None else plant(density, num_heads, num_tiles, RULE, seed=seed)
-    return Case(q, k, v, lists, correct)
+case = partial(make_case, rule=RULE, head_dim=64, seed=41)
 
 
 def attend(device: Device, given: Case) -> Values:
@@ -148,42 +113,6 @@ def chosen(device: Device, given: Case, rule: BlockRule) -> BlockLists:
             arrays.get(counts, rows, np.int32),
             arrays.get(cut, rows, np.uint8).astype(np.bool_),
         )
-
-
-def all_causal(num_heads: int, num_tiles: int) -> BlockLists:
-    """Every causal block listed."""
-    rule = BlockRule(last_full_blocks=num_tiles)
-    return plant(1.0, num_heads, num_tiles, rule)
-
-
-def expected(given: Case) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The reference's output and how far each element may be from it."""
-    num_heads, num_tokens, _ = given.q.shape
-    lists = given.lists or all_causal(num_heads, -(-num_tokens // BLOCK))
-    k_mean, v_mean = given.means() if given.correct else (None, None)
-
-    def run(v: Values, means: Values | None) -> NDArray[np.float64]:
-        return sparse_attention(
-            given.q,
-            given.k,
-            v,
-            lists,
-            block_tokens=BLOCK,
-            scale=given.scale,
-            k_mean=k_mean,
-            v_mean=means,
-        )
-
-    reference = run(given.v, v_mean)
-    magnitude = run(np.abs(given.v), None if v_mean is None else np.abs(v_mean))
-    return reference, 2**-8 * (magnitude + np.abs(reference)) + 2**-12 * magnitude
-
-
-def excess(out: Values, given: Case) -> float:
-    """Largest error over what is allowed; at most 1 where the kernel is right, NaN is infinite."""
-    reference, allowed = expected(given)
-    ratio = np.abs(out - reference) / allowed
-    return float(np.where(np.isnan(ratio), np.inf, ratio).max())
 
 
 def rounded_reference(given: Case) -> Values:
