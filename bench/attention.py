@@ -31,6 +31,7 @@ import numpy as np
 
 from bench import torch_attention
 from bench.attention_layer import BLOCK, PATHS, Layer, Shape, listed_flops
+from bench.gpu_options import aligned, densities, integers, names, open_cuda
 from bench.planted import plant
 from kernels.device import Device
 from kernels.errors import KernelError
@@ -246,8 +247,7 @@ def table(summary: dict[str, Any]) -> str:
         )
         lines.append(["finding", parts, f"{row['tokens']:,}", "", f"{row['seconds'] * 1e3:.3f}"])
         lines[-1] += [""] * (len(lines[0]) - len(lines[-1]))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    rows = aligned(lines)
     notes = [f"left out: {row}" for row in summary["left_out"]]
     return "\n".join([f"{summary['gpu']}, {summary['shape']}, medians", *rows, *notes])
 
@@ -260,15 +260,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--tokens", type=_integers, default=[131072, 65536, 32768, 16384, 8192, 262144])
-    add("--densities", type=_densities, default=[0.065, 0.05, 0.035, 0.1, None])
+    add("--tokens", type=integers, default=[131072, 65536, 32768, 16384, 8192, 262144])
+    add("--densities", type=densities("dense"), default=[0.065, 0.05, 0.035, 0.1, None])
     add("--paths", type=_paths, default=list(PATHS))
     add("--heads", type=int, default=16)
     add("--kv-heads", type=int, default=8)
     add("--head-dim", type=int, default=128, choices=list(TUNINGS))
     add("--launches", type=int, default=20)
     add("--portable-launches", type=int, default=5)
-    add("--torch-tokens", type=_integers, default=[131072, 32768], help="may be empty")
+    add("--torch-tokens", type=integers, default=[131072, 32768], help="may be empty")
     add("--sweep", action="store_true", help="knobs of the Hopper kernel at the first length")
     add("--budget-s", type=float, default=300.0, help="no row starts later than this")
     options = parser.parse_args(arguments)
@@ -278,29 +278,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _integers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",") if word]
-
-
-def _densities(text: str) -> list[float | None]:
-    return [None if word == "dense" else float(word) for word in text.split(",") if word]
-
-
 def _paths(text: str) -> list[str]:
-    paths = [word for word in text.split(",") if word]
-    unknown = set(paths) - set(PATHS)
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown: {sorted(unknown)}; known: {PATHS}")
-    return paths
+    return names(text, PATHS)
 
 
-def _cuda() -> Device:
-    from kernels.cuda_device import CudaDevice
-
-    return CudaDevice()
-
-
-def main(arguments: Sequence[str] | None = None, open_device: Callable[[], Device] = _cuda) -> int:
+def main(
+    arguments: Sequence[str] | None = None, open_device: Callable[[], Device] = open_cuda
+) -> int:
     """Measure, print the table, then one JSON object."""
     options = parse(arguments)
     bench = Bench(options, open_device())

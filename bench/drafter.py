@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import torch_dense
+from bench.gpu_options import aligned, densities, integers, names, open_cuda
 from bench.planted import PlantedLists
 from bench.random_model import SHAPES, write_random_gguf
 from drafter_svc.backend import AttentionConfig, ChunkScores, ScoreInput
@@ -274,8 +275,7 @@ def table(summary: dict[str, Any]) -> str:
         cells = [row["model"], f"{row['tokens']:,}", "natural", f"{row['density']:.3f}"]
         cells.append(f"{row['seconds'] * 1e3:.1f}")
         lines.append(cells + ["-"] * (len(head) - len(cells)))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    rows = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    rows = aligned(lines)
     notes = [f"left out: {row}" for row in summary["left_out"]]
     return "\n".join([f"{summary['gpu']}, times in ms, medians", *rows, *notes])
 
@@ -289,13 +289,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--shapes", type=_shapes, default=["qwen3-0.6b"], help="names, or `all`; may be empty")
-    add("--tokens", type=_integers, default=[8192, 16384, 32768, 65536, 131072, 262144])
-    add("--densities", type=_densities, default=[0.05, 0.1, None], help="numbers and `natural`")
+    add("--tokens", type=integers, default=[8192, 16384, 32768, 65536, 131072, 262144])
+    add(
+        "--densities",
+        type=densities("natural"),
+        default=[0.05, 0.1, None],
+        help="numbers and `natural`",
+    )
     add("--passes", type=int, default=10, help="timed passes of a planted row")
     add("--natural-passes", type=int, default=3, help="timed passes of a natural row")
-    add("--torch-tokens", type=_integers, default=[32768, 131072], help="dense rows; may be empty")
+    add("--torch-tokens", type=integers, default=[32768, 131072], help="dense rows; may be empty")
     add("--torch-passes", type=int, default=3)
-    add("--bundled-tokens", type=_integers, default=[8192, 16384, 32768], help="may be empty")
+    add("--bundled-tokens", type=integers, default=[8192, 16384, 32768], help="may be empty")
     add("--layers", type=int, help="instead of the shapes' own")
     add("--chunk-rows", type=int, default=CHUNK_ROWS)
     add("--dense-below", type=int, default=AttentionConfig().dense_below_tokens)
@@ -306,29 +311,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _integers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",") if word]
-
-
-def _densities(text: str) -> list[float | None]:
-    return [None if word == "natural" else float(word) for word in text.split(",") if word]
-
-
 def _shapes(text: str) -> list[str]:
-    names = list(SHAPES) if text == "all" else [word for word in text.split(",") if word]
-    unknown = set(names) - set(SHAPES)
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown: {sorted(unknown)}; known: {sorted(SHAPES)}")
-    return names
+    return list(SHAPES) if text == "all" else names(text, SHAPES)
 
 
-def _cuda() -> Device:
-    from kernels.cuda_device import CudaDevice
-
-    return CudaDevice()
-
-
-def main(arguments: Sequence[str] | None = None, open_device: Callable[[], Device] = _cuda) -> int:
+def main(
+    arguments: Sequence[str] | None = None, open_device: Callable[[], Device] = open_cuda
+) -> int:
     """Measure, print the table, then one JSON object."""
     options = parse(arguments)
     bench = Bench(options, open_device)

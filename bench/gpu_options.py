@@ -1,0 +1,49 @@
+"""What the GPU benchmarks share: lists on the command line, the device, and an aligned table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Sequence
+
+from kernels.device import Device
+
+
+def integers(text: str) -> list[int]:
+    """Read whole numbers between commas; the list may be empty."""
+    return [int(word) for word in text.split(",") if word]
+
+
+def densities(without_list: str) -> Callable[[str], list[float | None]]:
+    """Read densities between commas; the word `without_list` stands for None."""
+
+    def density_list(text: str) -> list[float | None]:
+        words = [word for word in text.split(",") if word]
+        return [None if word == without_list else float(word) for word in words]
+
+    return density_list
+
+
+def names(text: str, known: Collection[str]) -> list[str]:
+    """Read names between commas.
+
+    Raises:
+        argparse.ArgumentTypeError: one is not known.
+    """
+    given = [word for word in text.split(",") if word]
+    unknown = set(given) - set(known)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown: {sorted(unknown)}; known: {sorted(known)}")
+    return given
+
+
+def open_cuda() -> Device:
+    """The GPU of this machine."""
+    from kernels.cuda_device import CudaDevice
+
+    return CudaDevice()
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equally many cells, each column as wide as its widest."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
