@@ -9,6 +9,7 @@ nvmath-python is not used: it owns its operands and plans per call.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,14 +138,30 @@ class Gemm:
 
     def _plan(self, shape: Shape) -> _Plan:
         _check(shape)
+        try:
+            with ExitStack() as made:  # a plan that fails leaves none of its parts behind
+                plan = self._make_plan(shape, made)
+                made.pop_all()
+                return plan
+        except _FAILURES as error:
+            raise KernelError("gemm", f"{shape} cannot be planned: {error}") from error
+
+    def _make_plan(self, shape: Shape, made: ExitStack) -> _Plan:
+        """Create the parts of a plan; `made` holds what gives each back."""
+
+        def layout(kind: int, rows: int, columns: int, stride: int) -> int:
+            it: int = lt.matrix_layout_create(kind, rows, columns, stride)
+            made.callback(lt.matrix_layout_destroy, it)
+            return it
+
         desc = lt.matmul_desc_create(cublas.ComputeType.COMPUTE_32F, _FLOAT32)
+        made.callback(lt.matmul_desc_destroy, desc)
         operations = lt.MatmulDescAttribute
         _set_desc(desc, operations.TRANSA, cublas.Operation.T)
         _set_desc(desc, operations.TRANSB, cublas.Operation.N)
-        w = lt.matrix_layout_create(_BFLOAT16, shape.k, shape.n, shape.k)
-        x = lt.matrix_layout_create(_BFLOAT16, shape.k, shape.m, shape.ldx)
-        out = _FLOAT32 if shape.accumulate_f32 else _BFLOAT16
-        y = lt.matrix_layout_create(out, shape.n, shape.m, shape.ldy)
+        w = layout(_BFLOAT16, shape.k, shape.n, shape.k)
+        x = layout(_BFLOAT16, shape.k, shape.m, shape.ldx)
+        y = layout(_FLOAT32 if shape.accumulate_f32 else _BFLOAT16, shape.n, shape.m, shape.ldy)
         algorithm = self._first_algorithm(shape, desc, w, x, y)
         beta = _SCALARS[1.0 if shape.accumulate_f32 else 0.0].ctypes.data
         return _Plan(desc, w, x, y, algorithm, beta)
@@ -166,11 +183,9 @@ class Gemm:
             lt.matmul_algo_get_heuristic(
                 self._handle, desc, w, x, y, y, preference, 1, found.ptr, count.ctypes.data
             )
-        except _FAILURES as error:
-            raise KernelError("gemm", f"no algorithm for {shape}: {error}") from error
         finally:
             lt.matmul_preference_destroy(preference)
-        if count[0] == 0:
+        if count[0] == 0 or int(found.state) != 0:  # a record holds only if its own state says so
             raise InvalidArgument("gemm", f"cuBLASLt has no algorithm for {shape}")
         return found
 

@@ -31,7 +31,7 @@ class Lt:
     def __init__(self) -> None:
         self.kept: dict[int, Any] = {}
         self.preferences: list[dict[str, int]] = []
-        self.algorithms = 1
+        self.algorithms, self.state = 1, 0
 
     def _keep(self, made: Any) -> int:
         self.kept[len(self.kept) + 1] = made
@@ -61,6 +61,9 @@ class Lt:
 
     matmul_desc_destroy = matrix_layout_destroy
 
+    def destroy(self, handle: int) -> None:
+        assert handle == 77
+
     def matmul_preference_create(self) -> int:
         return self._keep({})
 
@@ -69,9 +72,10 @@ class Lt:
 
     def matmul_preference_destroy(self, preference: int) -> None:
         self.preferences.append(self.kept[preference])
+        self.kept[preference] = None
 
     def MatmulHeuristicResult(self, size: int) -> SimpleNamespace:
-        return SimpleNamespace(ptr=4_242)
+        return SimpleNamespace(ptr=4_242, state=self.state)
 
     def matmul_algo_get_heuristic(self, *arguments: int) -> None:
         ctypes.c_int32.from_address(arguments[-1]).value = self.algorithms
@@ -183,18 +187,38 @@ def test_size_out_of_range_is_named(gemm: Gemm, changed: dict[str, int], named: 
         _run(gemm, **changed)
 
 
-def test_shape_without_an_algorithm_is_refused(lt: Lt, gemm: Gemm) -> None:
-    lt.algorithms = 0
+@pytest.mark.parametrize(("algorithms", "state"), [(0, 0), (1, 15)])
+def test_shape_without_a_valid_algorithm_is_refused_and_leaves_nothing_behind(
+    lt: Lt, gemm: Gemm, algorithms: int, state: int
+) -> None:
+    lt.algorithms, lt.state = algorithms, state
     with pytest.raises(InvalidArgument, match="no algorithm"):
         _run(gemm)
+    assert set(lt.kept.values()) == {None}
 
 
-def test_refusal_of_the_library_carries_the_shape(lt: Lt, gemm: Gemm) -> None:
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "matmul_desc_create",
+        "matmul_desc_set_attribute",
+        "matrix_layout_create",
+        "matmul_preference_create",
+        "matmul_preference_set_attribute",
+        "matmul_algo_get_heuristic",
+        "matmul",
+    ],
+)
+def test_refusal_of_the_library_carries_the_shape_and_leaves_nothing_behind(
+    lt: Lt, gemm: Gemm, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
     from nvmath.bindings.cublasLt import cuBLASLtError
 
     def refuse(*arguments: int) -> None:
         raise cuBLASLtError(7)
 
-    lt.matmul = refuse  # type: ignore[method-assign]
+    monkeypatch.setattr(lt, refused, refuse)
     with pytest.raises(KernelError, match="m=2"):
         _run(gemm)
+    gemm.close()
+    assert set(lt.kept.values()) <= {None}
