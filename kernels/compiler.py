@@ -62,10 +62,15 @@ class Report(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def default_cache_dir() -> Path:
-    """`skim/kernels` under the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "skim" / "kernels"
+def default_cache_dir() -> Path | None:
+    """`skim/kernels` under the user's cache folder; None for a user who has no home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "skim" / "kernels"
+    try:
+        return Path.home() / ".cache" / "skim" / "kernels"
+    except RuntimeError:  # no HOME, and the user is in no list of users
+        return None  # not a temporary folder: whoever else writes there could place machine code
 
 
 class Compiler:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -211,8 +212,11 @@ class CudaDevice:
     ) -> None:
         self._enter()
         if self._gemm is None:
-            workspace = self.allocate(WORKSPACE_BYTES)
-            self._gemm = Gemm(int(self._stream.handle), workspace.address)
+            with ExitStack() as failed:
+                workspace = self.allocate(WORKSPACE_BYTES)
+                failed.callback(workspace.close)  # else each further try would take another one
+                self._gemm = Gemm(int(self._stream.handle), workspace.address)
+                failed.pop_all()
         self._last_launch = "gemm"
         self._gemm.run(
             x=x, w=w, y=y, m=m, n=n, k=k, ldx=ldx, ldy=ldy, accumulate_f32=accumulate_f32
@@ -223,7 +227,8 @@ class CudaDevice:
     def record(self, timed: bool = True) -> CudaMark:
         self._enter()
         try:
-            event = self._stream.record(options=EventOptions(timing_enabled=timed))
+            options = EventOptions(timing_enabled=timed, blocking_sync=not timed)
+            event = self._stream.record(options=options)
         except Exception as error:  # cuda.core's own tree is private
             raise _failed_later(self._last_launch, error) from error
         return CudaMark(event, self._last_launch, self._enter)
@@ -238,20 +243,23 @@ class CudaDevice:
     def close(self) -> None:
         """See `Device.close`; also gives back what allocations are still open."""
         self._enter()
-        try:
-            self.synchronize()
-        finally:  # after a failed kernel each of these fails too, and the process must end
-            if self._gemm is not None:
-                self._gemm.close()
-                self._gemm = None
-            if self._staging is not None:
-                self._staging.close()
-                self._staging = None
+        with ExitStack() as stack:  # the last one first, each whatever the others raise
+            stack.callback(self._close_stream)
+            stack.callback(self._code.clear)
+            stack.callback(self._kernels.clear)
             for address in list(self._live):
-                self._release(address)
-            self._kernels.clear()
-            self._code.clear()
+                stack.callback(self._release, address)
+            for part in (self._staging, self._gemm):
+                if part is not None:
+                    stack.callback(part.close)
+            self._staging = self._gemm = None
+            stack.callback(self.synchronize)
+
+    def _close_stream(self) -> None:
+        try:
             self._stream.close()
+        except Exception as error:  # cuda.core's own tree is private
+            raise _failed_later(self._last_launch, error) from error
 
     def _enter(self) -> None:
         """Make the context current in a thread that calls for the first time."""

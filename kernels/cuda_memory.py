@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,9 @@ class _Slot:
         self.used = 0
 
     def close(self) -> None:
-        call("cuEventDestroy", driver.cuEventDestroy(self.emptied))
-        call("cuMemFreeHost", driver.cuMemFreeHost(self.address))
+        with ExitStack() as stack:  # both, whatever the other one raises
+            stack.callback(lambda: call("cuMemFreeHost", driver.cuMemFreeHost(self.address)))
+            stack.callback(lambda: call("cuEventDestroy", driver.cuEventDestroy(self.emptied)))
 
 
 class Staging:
@@ -101,8 +103,9 @@ class Staging:
 
     def close(self) -> None:
         """Give the slots back; the stream must be idle."""
-        self._filling.close()
-        self._emptying.close()
+        with ExitStack() as stack:
+            stack.callback(self._filling.close)
+            stack.callback(self._emptying.close)
 
 
 def encode_tensor_map(

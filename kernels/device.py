@@ -2,9 +2,13 @@
 
 `kernels.ops` launches through it and `drafter_svc` keeps its memory in it; neither imports `cuda`.
 `kernels.cuda_device.CudaDevice` is the real one; the tests have one that runs the same kernel
-sources on the CPU. One device is one GPU and one stream, for one caller at a time, in any thread:
-work is queued in the order of the calls, and only `download`, `synchronize` and `Mark.wait` block.
-Nothing here computes.
+sources on the CPU. One device is one GPU and one queue of work, for one caller at a time, in any
+thread: work is queued in the order of the calls, and only `download`, `synchronize`, `Mark.wait`
+and letting memory go block. Beside it runs a copy queue, which `copy_in` alone fills: a mark orders
+the two. Nothing here computes.
+
+Memory of another process arrives as a file descriptor and is mapped behind a `Window`, whose
+addresses stay while the memory comes and goes (`kernels.ipc` makes it and passes it on).
 
 An argument of a kernel is a Python int (a 64-bit pointer or size), `numpy.int32` or `numpy.float32`
 (a C `int` or `float`), or a `TensorMap` (a `const __grid_constant__` parameter).
@@ -113,8 +117,65 @@ class Mark(Protocol):
         ...
 
 
+class Window(Protocol):
+    """Device addresses that are reserved once; memory comes and goes behind them."""
+
+    @property
+    def address(self) -> int:
+        """First device address, 256-byte aligned; the same for the window's whole life."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the window, and of every region that is mapped into it."""
+        ...
+
+    @property
+    def mapped(self) -> bool:
+        """Whether there is memory behind the addresses; touching them without is an error."""
+        ...
+
+    def map(self, fd: int) -> None:
+        """Put an exported region behind the addresses; readable and writable.
+
+        Takes the descriptor: it is closed in every case, and nothing but the mapping holds the
+        region afterwards.
+
+        Raises:
+            HandleError: the window is mapped or closed, the descriptor is no region, or the region
+                has another size; nothing is mapped then.
+        """
+        ...
+
+    def unmap(self) -> None:
+        """Wait for all queued work, then let the region go; does nothing if none is mapped."""
+        ...
+
+    def close(self) -> None:
+        """Unmap, and give the addresses up; a second call does nothing."""
+        ...
+
+
+class Pinned(Protocol):
+    """Host memory that the copy engine reads at full speed."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that were pinned."""
+        ...
+
+    def close(self) -> None:
+        """Wait for the copies out of it, then unpin it; a second call does nothing."""
+        ...
+
+
 class Device(Protocol):
-    """One GPU with one queue of work."""
+    """One GPU with one queue of work and one of copies from the host."""
+
+    @property
+    def uuid(self) -> str:
+        """Which GPU, such as `GPU-5ed0…`; the same in every process."""
+        ...
 
     @property
     def name(self) -> str:
@@ -142,6 +203,52 @@ class Device(Protocol):
 
     def allocate(self, num_bytes: int) -> Memory:
         """Reserve at least one byte. Contents are undefined. OutOfMemory when it does not fit."""
+        ...
+
+    def reserve(self, size_bytes: int) -> Window:
+        """Reserve addresses, no memory, for at least one byte.
+
+        The size is rounded up to the granularity of physical memory: `Window.size_bytes` is the
+        size to ask a landlord for.
+        """
+        ...
+
+    def pin(self, array: NDArray[np.uint8]) -> Pinned:
+        """Pin the memory behind a C-contiguous uint8 array, which must outlive the result.
+
+        A shared mapping, never a private one. A read-only array may be pinned (and copied from).
+
+        Raises:
+            HandleError: the host's memory cannot be pinned.
+        """
+        ...
+
+    def copy_in(
+        self,
+        address: int,
+        pinned: Pinned,
+        offset: int,
+        num_bytes: int,
+        *,
+        after: Mark | None = None,
+    ) -> Mark:
+        """Queue a copy on the copy queue, beside the work queue.
+
+        Args:
+            address: device memory that is written.
+            pinned: what is read; it must not change before the mark is reached.
+            offset: where reading begins, in bytes.
+            num_bytes: at least 1.
+            after: the copy waits, on the device, for this mark first; None: only for copies that
+                were queued before it.
+
+        Returns:
+            A timed mark that is reached when the bytes have arrived.
+        """
+        ...
+
+    def wait_for(self, mark: Mark) -> None:
+        """Let the work that is queued from now on wait, on the device, for a mark of `copy_in`."""
         ...
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
@@ -215,11 +322,15 @@ class Device(Protocol):
         ...
 
     def record(self, timed: bool = True) -> Mark:
-        """Queue a mark behind all work so far; `timed` marks can be subtracted."""
+        """Queue a mark behind all work so far.
+
+        Args:
+            timed: marks can be subtracted; waiting for one that is not leaves the core to others.
+        """
         ...
 
     def synchronize(self) -> None:
-        """Block until all queued work is done; LaunchError if any of it failed."""
+        """Block until all queued work and copies are done; LaunchError if any failed."""
         ...
 
     def close(self) -> None:

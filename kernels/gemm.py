@@ -99,8 +99,6 @@ class Gemm:
         shape = Shape(m, n, k, ldx, ldy, accumulate_f32, (_aligned(w), _aligned(x), _aligned(y)))
         plan = self._plans.get(shape)
         if plan is None:
-            if len(self._plans) >= MAX_PLANS:
-                self._forget_plans()  # host memory alone; queued products have read theirs
             plan = self._plans[shape] = self._plan(shape)
         try:
             lt.matmul(
@@ -125,20 +123,31 @@ class Gemm:
             raise KernelError("gemm", f"{shape}: {error}") from error
 
     def close(self) -> None:
-        """Give the plans and the handle back."""
-        self._forget_plans()
-        lt.destroy(self._handle)
+        """Give the plans and the handle back.
+
+        Raises:
+            KernelError: cuBLASLt refused to take one; the others are given back all the same.
+        """
+        try:
+            with ExitStack() as stack:
+                stack.callback(lt.destroy, self._handle)
+                stack.callback(self._forget_plans)
+        except _FAILURES as error:
+            raise KernelError("gemm", f"closing failed: {error}") from error
 
     def _forget_plans(self) -> None:
-        for plan in self._plans.values():
-            for layout in (plan.w, plan.x, plan.y):
-                lt.matrix_layout_destroy(layout)
-            lt.matmul_desc_destroy(plan.desc)
-        self._plans.clear()
+        with ExitStack() as stack:
+            for plan in self._plans.values():
+                stack.callback(lt.matmul_desc_destroy, plan.desc)
+                for layout in (plan.w, plan.x, plan.y):
+                    stack.callback(lt.matrix_layout_destroy, layout)
+            self._plans.clear()
 
     def _plan(self, shape: Shape) -> _Plan:
         _check(shape)
         try:
+            if len(self._plans) >= MAX_PLANS:
+                self._forget_plans()  # host memory alone; queued products have read theirs
             with ExitStack() as made:  # a plan that fails leaves none of its parts behind
                 plan = self._make_plan(shape, made)
                 made.pop_all()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from kernels.device import KernelSource
-from kernels.errors import InvalidArgument, LaunchError, OutOfMemory
+from kernels.errors import InvalidArgument, KernelError, LaunchError, OutOfMemory
 
 if TYPE_CHECKING:
     from kernels.cuda_device import CudaDevice
@@ -228,6 +228,47 @@ def test_failure_inside_a_kernel_is_told_by_the_next_wait(device: CudaDevice, wa
             device.download(memory.address, np.zeros(4, np.uint8))
         else:
             device.record().wait()
+
+
+@only_fake
+def test_close_lets_everything_go_whatever_fails(
+    device: CudaDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernels.cuda_device import CudaDevice
+    from kernels.cuda_memory import Staging
+
+    def refuse(self: Staging) -> None:
+        raise LaunchError("staging", "cannot be closed")
+
+    monkeypatch.setattr(Staging, "close", refuse)
+    before = device.free_bytes()
+    failing = CudaDevice(cache_dir=None, sources=tmp_path)
+    for _ in range(3):
+        failing.upload(failing.allocate(64).address, np.zeros(64, np.uint8))
+    failing.launch(FAIL, (1,), 32, ())
+    with pytest.raises(LaunchError):
+        failing.close()
+    assert device.free_bytes() == before
+
+
+@only_fake
+def test_products_that_cannot_start_leave_no_memory_behind(
+    device: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(stream: int, workspace: int) -> None:
+        raise KernelError("gemm", "cuBLASLt cannot be used")
+
+    monkeypatch.setattr("kernels.cuda_device.Gemm", refuse)
+    before = device.free_bytes()
+    for _ in range(2):
+        with pytest.raises(KernelError, match="cuBLASLt"):
+            device.gemm(x=256, w=256, y=256, m=1, n=1, k=1, ldx=1, ldy=1)
+    assert device.free_bytes() == before
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_waiting_for_a_mark_without_time_leaves_the_core(device: CudaDevice, timed: bool) -> None:
+    assert device.record(timed=timed).event.is_blocking_sync is not timed
 
 
 @only_fake

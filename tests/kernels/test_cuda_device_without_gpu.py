@@ -65,3 +65,19 @@ def test_gpu_older_than_bf16_is_no_device(tmp_path: Path) -> None:
     environment = {"FAKE_CAPABILITY": "7", "PYTHONPATH": str(tmp_path)}
     done = run_on_fake_driver(tmp_path, ["open_it"], **environment)
     assert "NoDevice: device: Fake GPU has compute capability 7.0, at least 8.0" in done.stderr
+
+
+def test_user_without_a_home_gets_a_device_that_keeps_no_kernels(tmp_path: Path) -> None:
+    """A uid that no list of users has; `Path.home` then has nowhere to look."""
+    (tmp_path / "open_it.py").write_text(
+        "import os\n"
+        "os.environ.pop('HOME', None), os.environ.pop('XDG_CACHE_HOME', None)\n"
+        "import pwd\n"
+        "pwd.getpwuid = lambda uid: {}[uid]\n"
+        "from kernels.compiler import default_cache_dir\n"
+        "from kernels.cuda_device import CudaDevice\n"
+        "CudaDevice().close()\n"
+        "print(default_cache_dir())\n"
+    )
+    done = run_on_fake_driver(tmp_path, ["open_it"], PYTHONPATH=str(tmp_path))
+    assert done.stdout.split() == ["None"], done.stderr

@@ -222,3 +222,23 @@ def test_refusal_of_the_library_carries_the_shape_and_leaves_nothing_behind(
         _run(gemm)
     gemm.close()
     assert set(lt.kept.values()) <= {None}
+
+
+@pytest.mark.parametrize("refused", ["matrix_layout_destroy", "matmul_desc_destroy", "destroy"])
+def test_close_gives_back_the_rest_when_one_part_is_refused(
+    lt: Lt, gemm: Gemm, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    from nvmath.bindings.cublasLt import cuBLASLtError
+
+    given_back: list[int] = []
+
+    def refuse(handle: int) -> None:
+        raise cuBLASLtError(7)
+
+    for name in ("matrix_layout_destroy", "matmul_desc_destroy", "destroy"):
+        monkeypatch.setattr(lt, name, refuse if name == refused else given_back.append)
+    _run(gemm)
+    with pytest.raises(KernelError, match="closing"):
+        gemm.close()
+    num_parts = {"matrix_layout_destroy": 3, "matmul_desc_destroy": 1, "destroy": 1}  # of one plan
+    assert len(given_back) == sum(num_parts.values()) - num_parts[refused]
