@@ -20,6 +20,7 @@ import sys
 
 from drafter_svc.admin import AdminServicer
 from drafter_svc.config import DrafterSettings
+from drafter_svc.cuda_lists import Planter
 from drafter_svc.drafter import check_backend
 from drafter_svc.host import DrafterHost
 from drafter_svc.service import DrafterServicer
@@ -46,15 +47,17 @@ def make_server(settings: DrafterSettings, host: DrafterHost) -> RpcServer:
     return server
 
 
-async def serve(settings: DrafterSettings) -> None:
+async def serve(settings: DrafterSettings, planted: Planter | None = None) -> None:
     """Serve until told to stop.
 
+    Args:
+        planted: see `cuda_backend.CudaBackend`; benchmarks only.
     Raises:
         ConfigError: a port is in use, or the backend is not there.
         ModelFileError: the model cannot be used.
     """
     check_backend(settings)
-    host = DrafterHost(settings)
+    host = DrafterHost(settings, planted=planted)
     server = make_server(settings, host)
     server.catch_signals()
     await server.start()

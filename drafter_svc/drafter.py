@@ -15,6 +15,7 @@ from drafter_svc.backend import Backend
 from drafter_svc.config import DrafterSettings
 from drafter_svc.cpu_backend import CpuBackend
 from drafter_svc.cuda_backend import CudaBackend
+from drafter_svc.cuda_lists import Planter
 from kernels.doctor import examine as examine_kernels
 from modelfile.gguf_file import GgufFile
 from modelfile.tokenizer import Tokenizer
@@ -43,9 +44,13 @@ class Drafter:
 OpenDrafter: TypeAlias = Callable[[str, Path], Drafter]
 
 
-def open_drafter(name: str, path: Path, settings: DrafterSettings) -> Drafter:
+def open_drafter(
+    name: str, path: Path, settings: DrafterSettings, *, planted: Planter | None = None
+) -> Drafter:
     """Read a GGUF file and make its weights ready.
 
+    Args:
+        planted: see `cuda_backend.CudaBackend`; benchmarks only.
     Raises:
         ModelFileError: the file is unreadable, corrupt or not supported.
         ConfigError: the configured backend is not there.
@@ -54,10 +59,12 @@ def open_drafter(name: str, path: Path, settings: DrafterSettings) -> Drafter:
     with GgufFile.open(path) as file:
         tokenizer = Tokenizer.from_gguf(file)
         digests = file.model_digest, file.layout_digest
-    return Drafter(name, *digests, tokenizer, *open_backend(path, settings))
+    return Drafter(name, *digests, tokenizer, *open_backend(path, settings, planted=planted))
 
 
-def open_backend(path: Path, settings: DrafterSettings) -> tuple[Backend, str | None]:
+def open_backend(
+    path: Path, settings: DrafterSettings, *, planted: Planter | None = None
+) -> tuple[Backend, str | None]:
     """Load the weights where the settings say; tell also why that is the CPU, if it is.
 
     Raises: see `open_drafter`.
@@ -65,7 +72,7 @@ def open_backend(path: Path, settings: DrafterSettings) -> tuple[Backend, str | 
     reason = check_backend(settings)
     if reason is None:
         try:
-            return CudaBackend.open(path), None
+            return CudaBackend.open(path, planted=planted), None
         except SkimError as error:  # a broken file, too: the CPU backend then says so again
             if settings.backend == "cuda":
                 raise

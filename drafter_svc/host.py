@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from drafter_svc.config import DrafterSettings
+from drafter_svc.cuda_lists import Planter
 from drafter_svc.drafter import Drafter, OpenDrafter, open_drafter
 from drafter_svc.queue import PassQueue
 from skim.errors import Busy, NotFound, Unavailable
@@ -33,9 +34,16 @@ class DrafterHost:
     Args:
         settings: of this process.
         opener: reads a model; tests pass their own.
+        planted: see `cuda_backend.CudaBackend`; benchmarks only.
     """
 
-    def __init__(self, settings: DrafterSettings, opener: OpenDrafter | None = None) -> None:
+    def __init__(
+        self,
+        settings: DrafterSettings,
+        opener: OpenDrafter | None = None,
+        *,
+        planted: Planter | None = None,
+    ) -> None:
         self.settings = settings
         self.queue = PassQueue(
             limit=settings.queue_limit, default_deadline_s=settings.default_deadline_s
@@ -43,7 +51,7 @@ class DrafterHost:
         # Threads that wait for tokenisers, and the one that reads models.
         self.pool = ThreadPoolExecutor(settings.tokenise_threads, thread_name_prefix="prompt")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._open = opener or partial(_open, settings)
+        self._open = opener or partial(open_drafter, settings=settings, planted=planted)
         self._catalogue = settings.catalogue()
         self._current: Drafter | None = None
         self._ready: dict[str, Drafter] = {}  # loaded ahead of a swap
@@ -212,7 +220,3 @@ class DrafterHost:
 
 async def _nobody(serving: bool) -> None:
     """Before anybody listens."""
-
-
-def _open(settings: DrafterSettings, name: str, path: Path) -> Drafter:
-    return open_drafter(name, path, settings)

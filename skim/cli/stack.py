@@ -16,13 +16,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from skim.cli.ports import require_free
 from skim.cli.service_process import ServiceProcess, ServiceState, Status
-from skim.cli.stack_plan import StackOptions, plan_stack
+from skim.cli.stack_plan import ServicePlan, StackOptions, plan_stack
 from skim.errors import Cancelled, DeadlineExceeded, NotFound
 
 TICK_S = 0.05
@@ -39,13 +39,19 @@ class LocalStack:
     Args:
         options: models, ports, logs.
         on_change: called from the supervising thread whenever a service's state changes.
+        plans: what to run instead of what `plan_stack` makes of the options; benchmarks put
+            their own entry points in.
     """
 
     def __init__(
-        self, options: StackOptions | None = None, on_change: OnChange | None = None
+        self,
+        options: StackOptions | None = None,
+        on_change: OnChange | None = None,
+        *,
+        plans: Sequence[ServicePlan] | None = None,
     ) -> None:
         self.options = options or StackOptions()
-        self.plans = plan_stack(self.options)
+        self.plans = tuple(plans or plan_stack(self.options))
         self._services = {plan.name: ServiceProcess(plan) for plan in self.plans}
         self._on_change = on_change or (lambda state: None)
         self._restart_at_s: dict[str, float] = {}
