@@ -6,6 +6,8 @@
     ├── LaunchError       a launch, or an event after it, failed; carries the kernel's name
     ├── OutOfMemory       the device cannot give the bytes that were asked for
     ├── HandleError       an exported memory handle could not be made, sent or opened
+    ├── ProtocolError     the other end of a lease said what the protocol does not allow
+    ├── PeerGone          the other end of a lease closed its socket, or died
     └── NoDevice          there is no GPU that kernels can run on; says why
 
 Kernels import nothing else of ours, hence a root of their own.
@@ -64,6 +66,14 @@ class OutOfMemory(KernelError):
 
 class HandleError(KernelError):
     """A memory handle could not be exported, sent, imported or mapped."""
+
+
+class ProtocolError(KernelError):
+    """The other end of a lease broke the protocol; its socket is to be closed."""
+
+
+class PeerGone(KernelError):
+    """The other end of a lease closed its socket, or died."""
 
 
 class NoDevice(KernelError):
