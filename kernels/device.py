@@ -106,7 +106,7 @@ class Memory(Protocol):
 
 
 class Mark(Protocol):
-    """A recorded position in the device's queue of work."""
+    """A recorded position in one of the device's two queues. Any thread may wait for it."""
 
     def wait(self) -> None:
         """Block the host until the device has reached the mark; LaunchError if work failed."""

@@ -3,8 +3,10 @@
 // The target of a copy is undefined (0xff) from its issue until it is waited for: reading too early
 // or overwriting a buffer that is still read gives NaN instead of luck. Each allocation ends at a
 // page without access, and stays without access once it is released.
+#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <map>
 #include <vector>
@@ -119,5 +121,32 @@ extern "C" void emu_release(uint64_t address) {
   mmap(found->second.mapping, found->second.mapped, PROT_NONE,
        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   allocations.erase(found);
+  last_begin = last_end = 0;
+}
+
+// Addresses for memory of another process: nothing behind them, and a page on each side that stays
+// so. 0: none left.
+extern "C" uint64_t emu_window_reserve(uint64_t bytes) {
+  void* found = mmap(nullptr, bytes + 2 * PAGE, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return found == MAP_FAILED ? 0 : reinterpret_cast<uint64_t>(found) + PAGE;
+}
+
+// Put a file of exactly `bytes` behind a window. 0, or an errno. The mapping outlives the descriptor.
+extern "C" int emu_window_map(uint64_t address, uint64_t bytes, int fd) {
+  struct stat file;
+  if (fstat(fd, &file)) return errno;
+  if (static_cast<uint64_t>(file.st_size) != bytes) return EINVAL;
+  if (mmap(reinterpret_cast<void*>(address), bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+           fd, 0) == MAP_FAILED)
+    return errno;
+  allocations[address] = {bytes, 0, nullptr};
+  return 0;
+}
+
+extern "C" void emu_window_unmap(uint64_t address, uint64_t bytes) {
+  mmap(reinterpret_cast<void*>(address), bytes, PROT_NONE,
+       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  allocations.erase(address);
   last_begin = last_end = 0;
 }

@@ -3,7 +3,8 @@
 It implements `kernels.device.Device` for tests and refuses what a GPU would do wrong in silence: an
 access outside an allocation, lanes that diverge at a warp operation, a barrier that nobody reaches,
 data read before its copy was waited for, arguments that do not fit the kernel's signature. Memory
-and shared memory start as 0xff, which is NaN. It says nothing about speed.
+and shared memory start as 0xff, which is NaN; a region of `kernels.ipc.fake_physical` starts as 0.
+It says nothing about speed.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from __future__ import annotations
 import ctypes
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.device import Arg, KernelSource, Mark, Memory, TensorMap
+from kernels.device import Arg, KernelSource, Mark, Memory, Pinned, TensorMap, Window
 from kernels.errors import InvalidArgument, LaunchError, OutOfMemory
+from kernels.ipc.fake_physical import FAKE_UUID
 from tests.emulator.build import KERNELS, Edit, build_kernel, load_runtime
 from tests.emulator.launching import (
     Kernel,
@@ -29,6 +31,7 @@ from tests.emulator.launching import (
     pack_arguments,
     run,
 )
+from tests.emulator.windows import CopyQueue, EmulatedPinned, EmulatedWindow
 
 
 class EmulatedMemory:
@@ -46,17 +49,22 @@ class EmulatedMemory:
 
 
 class EmulatedMark:
-    """A position that is reached when it is recorded."""
+    """A position: of the work, reached when recorded; of the copies, when `reach` is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, reach: Callable[[], None] | None = None) -> None:
+        self._reach = reach
         self._at_s = time.perf_counter()
 
     def wait(self) -> None:
-        """Return at once: launches are over when they return."""
+        """Do what the copy queue still has before it. Launches are over when they return."""
+        if self._reach is not None:
+            self._reach()
+            self._reach, self._at_s = None, time.perf_counter()
 
     def seconds_since(self, earlier: Mark) -> float:
         """Host time between the two."""
         assert isinstance(earlier, EmulatedMark)
+        self.wait()
         return self._at_s - earlier._at_s
 
 
@@ -73,6 +81,7 @@ class EmulatedDevice:
         workers: 2 shares the blocks of a launch with a forked process.
         folder: where the sources lie.
         edits: defects to plant.
+        uuid: which GPU it says it is; a fake landlord's by default.
     """
 
     def __init__(
@@ -85,7 +94,9 @@ class EmulatedDevice:
         workers: int = 1,
         folder: Path = KERNELS,
         edits: Sequence[Edit] = (),
+        uuid: str = FAKE_UUID,
     ) -> None:
+        self.uuid = uuid
         self.name, self.arch, self.num_sms = f"emulated {arch}", arch, 4
         self.total_bytes = total_bytes
         self.order: Order = order
@@ -97,11 +108,13 @@ class EmulatedDevice:
         self._runtime.emu_release.argtypes = [ctypes.c_uint64]
         self._sizes: dict[int, int] = {}
         self._kernels: dict[KernelSource, Kernel] = {}
+        self._copies = CopyQueue()
+        self._windows: list[EmulatedWindow] = []
 
     # ---- memory ----------------------------------------------------------------------
 
     def free_bytes(self) -> int:
-        """What the allocations leave of `total_bytes`."""
+        """What the allocations and mapped windows leave of `total_bytes`."""
         return self.total_bytes - sum(self._sizes.values())
 
     def allocate(self, num_bytes: int) -> Memory:
@@ -118,8 +131,40 @@ class EmulatedDevice:
 
     def release(self, address: int) -> None:
         """End an allocation (EmulatedMemory.close)."""
+        self._copies.finish()
         if self._sizes.pop(address, None) is not None:
             self._runtime.emu_release(address)
+
+    def reserve(self, size_bytes: int) -> Window:
+        """Addresses without memory."""
+        made = EmulatedWindow(self._runtime, size_bytes, self._sizes, self._copies.finish)
+        self._windows.append(made)
+        return made
+
+    def pin(self, array: NDArray[np.uint8]) -> Pinned:
+        """Remember the array."""
+        return EmulatedPinned(array, self._copies.finish)
+
+    def copy_in(
+        self,
+        address: int,
+        pinned: Pinned,
+        offset: int,
+        num_bytes: int,
+        *,
+        after: Mark | None = None,
+    ) -> Mark:
+        """Queue a copy that is done when it is waited for; marks of the work are reached."""
+        if num_bytes < 1:
+            raise InvalidArgument.value("copy_in", "num_bytes", num_bytes, "at least 1")
+        assert isinstance(pinned, EmulatedPinned)
+        source = pinned.bytes_of(offset, num_bytes)
+        number = self._copies.add(self._view("copy_in", address, num_bytes), source)
+        return EmulatedMark(lambda: self._copies.finish(number))
+
+    def wait_for(self, mark: Mark) -> None:
+        """Do the copies before the mark: work comes at once."""
+        mark.wait()
 
     def _inside(self, address: int, num_bytes: int) -> bool:
         starts = sorted(self._sizes)
@@ -262,9 +307,13 @@ class EmulatedDevice:
         return EmulatedMark()
 
     def synchronize(self) -> None:
-        """Nothing is under way."""
+        """Do the copies that are under way."""
+        self._copies.finish()
 
     def close(self) -> None:
         """Give all memory back."""
+        self.synchronize()
+        for window in self._windows:
+            window.close()
         for address in list(self._sizes):
             self.release(address)
