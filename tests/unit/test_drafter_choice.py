@@ -42,7 +42,7 @@ def machine(
         name = "cuda"
 
         @classmethod
-        def open(cls, path: Path) -> Backend:
+        def open(cls, path: Path, *, planted: object) -> Backend:
             if failure is not None:
                 raise failure
             return cls()  # type: ignore[return-value]
