@@ -114,7 +114,7 @@ def checksum(array: NDArray[np.uint8]) -> str:
     if array.dtype != np.uint8 or not array.flags.c_contiguous:
         got = f"{array.dtype} with strides {array.strides}"
         raise InvalidArgument.value("checksum", "array", got, "C-contiguous uint8")
-    flat, digest = memoryview(array.reshape(-1)), hashlib.sha256()
+    flat, digest = array.reshape(-1).data, hashlib.sha256()
     for begin in range(0, len(flat), CHUNK_BYTES):
         digest.update(flat[begin : begin + CHUNK_BYTES])
     return digest.hexdigest()
