@@ -12,16 +12,21 @@ import math
 
 from drafter_svc.backend import AttentionConfig
 from drafter_svc.cuda_lists import PassLists
-from drafter_svc.cuda_workspace import PassSize, Workspace
+from drafter_svc.cuda_workspace import BLOCK_TOKENS, PassSize, Workspace
 from kernels.device import Device
 from kernels.ops.attention_sm90 import Tensors
 from kernels.ops.block_mean import block_mean
-from kernels.ops.block_score import block_score
-from kernels.ops.block_select import block_select
+from kernels.ops.block_score import block_score, most_blocks
+from kernels.ops.block_select import MAX_BLOCKS, block_select
 from kernels.ops.sparse_attention import attention_on
 from modelfile.hparams import ModelShape
 
 BF16 = 2  # bytes
+
+
+def most_sparse_rows(arch: str, head_dim: int) -> int:
+    """Tokens of the longest sequence whose blocks a GPU can score and select."""
+    return BLOCK_TOKENS * min(most_blocks(arch, head_dim), MAX_BLOCKS)
 
 
 class CudaAttention:

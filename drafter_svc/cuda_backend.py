@@ -5,8 +5,9 @@ Holds a device, the weights in one region on it (`cuda_weights`) and one arena f
 ahead of the GPU, so the stop flag is looked at and progress told between layers while the queue
 never runs dry. Only chunk scores, the coverage panel and the counts of kept blocks come back.
 
-Refuses (InvalidRequest) ids outside the vocabulary, attention blocks of other than 128 tokens, and
-look-ahead, which only the CPU backend computes. What the kernels raise is mapped by `cuda_errors`.
+Refuses (InvalidRequest) ids outside the vocabulary, prompts of more blocks than the kernels select
+from, attention blocks of other than 128 tokens, and look-ahead, which only the CPU backend
+computes. What the kernels raise is mapped by `cuda_errors`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from drafter_svc.architecture import scaling_for
 from drafter_svc.backend import ChunkScores, DrafterModel, ScoreInput
-from drafter_svc.cuda_attention import CudaAttention
+from drafter_svc.cuda_attention import CudaAttention, most_sparse_rows
 from drafter_svc.cuda_errors import kernel_errors
 from drafter_svc.cuda_forward import CudaForward
 from drafter_svc.cuda_lists import PassLists, PlantedOnDevice, Planter, rule_of
@@ -36,7 +37,7 @@ from kernels.device import Device, Mark
 from kernels.errors import NoDevice
 from kernels.ops.tail_score import MAX_POOL
 from modelfile.gguf_file import GgufFile
-from skim.errors import Cancelled, InvalidRequest
+from skim.errors import Cancelled, InvalidRequest, PromptTooLong
 
 
 class CudaBackend:
@@ -156,6 +157,16 @@ class CudaBackend:
         )
         return queries, size
 
+    def _check_length(self, size: PassSize) -> None:
+        most = most_sparse_rows(self.device.arch, self.weights.shape.head_dim)
+        if size.sparse and size.num_rows > most:
+            limit = most - (size.num_rows - size.num_tokens)  # a copied query takes its part
+            raise PromptTooLong(
+                f"prompt must be at most {limit} tokens on this GPU, got {size.num_tokens}",
+                field="prompt",
+                metadata={"limit": str(limit), "got": str(size.num_tokens)},
+            )
+
     def _score_by_attention(
         self,
         request: ScoreInput,
@@ -164,6 +175,7 @@ class CudaBackend:
         progress: Callable[[int, int], None],
     ) -> ChunkScores:
         queries, size = self.plan(request)
+        self._check_length(size)
         ids = request.ids
         if queries.copied is not None:
             ids = np.concatenate([ids, ids[slice(*queries.copied)]])

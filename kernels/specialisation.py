@@ -17,11 +17,19 @@ from kernels.errors import InvalidArgument
 ARCHS = ("sm_80", "sm_89", "sm_90a", "sm_100")  # what every portable kernel is compiled for
 HOPPER = ("sm_90a",)  # wgmma and TMA
 OLDEST_CAPABILITY = (8, 0)  # bf16 tensor cores and cp.async
+LEAST_SHARED_BYTES = 99 << 10  # that a block of threads can have: 8.6, 8.9 and 12.0
+_SHARED_BYTES = {"sm_80": 163 << 10, "sm_87": 163 << 10, "sm_90a": 227 << 10}
+_SHARED_BYTES |= {"sm_100": 227 << 10, "sm_103": 227 << 10}
 
 
 def arch_of(major: int, minor: int) -> str:
     """What is compiled for a GPU's compute capability; 9.0 gets its own instructions."""
     return "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}"
+
+
+def most_shared_bytes(arch: str) -> int:
+    """Shared memory that a block of threads can have; of an unknown GPU, the least of the known."""
+    return _SHARED_BYTES.get(arch, LEAST_SHARED_BYTES)
 
 
 class Family:

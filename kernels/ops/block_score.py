@@ -11,7 +11,7 @@ import numpy as np
 
 from kernels.device import Device
 from kernels.ops.checks import ROW_MULTIPLE, check, check_aligned, check_multiple, check_positive
-from kernels.specialisation import Family
+from kernels.specialisation import Family, most_shared_bytes
 
 BLOCK_SCORE = Family("block_score.cu", "block_score", HEAD_DIM=(64, 128, 256))
 
@@ -24,6 +24,11 @@ def shared_bytes(head_dim: int, num_blocks: int) -> int:
     """Dynamic shared memory of a block of threads: queries, two stages of means, a row's (m, S)."""
     means = THREADS if head_dim <= 128 else THREADS // 2  # in work at once, 64 columns of each
     return BLOCK_TOKENS * head_dim * 2 + 2 * means * 128 + 8 * num_blocks
+
+
+def most_blocks(arch: str, head_dim: int) -> int:
+    """Blocks of the longest prompt whose rows fit a card's shared memory."""
+    return (most_shared_bytes(arch) - shared_bytes(head_dim, 0)) // 8
 
 
 def block_score(

@@ -13,12 +13,12 @@ import numpy as np
 from kernels.device import Device
 from kernels.ops.checks import check, check_aligned, check_positive
 from kernels.reference import BlockRule
-from kernels.specialisation import Family
+from kernels.specialisation import LEAST_SHARED_BYTES, Family
 
 BLOCK_SELECT = Family("block_select.cu", "block_select")
 
 WARPS = 4  # rows of a block of threads
-MAX_BLOCKS = (99 << 10) // (4 * WARPS)  # a row's words in the shared memory of the smallest card
+MAX_BLOCKS = LEAST_SHARED_BYTES // (4 * WARPS)  # a row is words in shared memory
 
 
 def block_select(

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from drafter_svc.backend import AttentionConfig, ScoreInput
+from drafter_svc.cuda_attention import most_sparse_rows
 from drafter_svc.cuda_backend import CudaBackend
 from drafter_svc.cuda_workspace import Workspace, WorkspacePlan
 from kernels.device import Device, Memory
 from kernels.reference import BlockLists, BlockRule
-from skim.errors import Busy, Cancelled, InvalidRequest
+from skim.errors import Busy, Cancelled, InvalidRequest, PromptTooLong
 from tests.fixtures.cuda_backend import (
     EVERYTHING,
     SPARSE,
@@ -104,6 +105,22 @@ def test_what_the_kernels_do_not_do_is_refused_by_name(
     with pytest.raises(InvalidRequest) as caught:
         run(machine.cuda(model(tmp_path, layers=1)), ScoreInput(prompt(50, seed=15), **options))
     assert caught.value.field == field_name
+
+
+@pytest.mark.parametrize(("query", "copied"), [(None, 0), ((20, 60), 40)])
+def test_a_prompt_of_more_blocks_than_are_selected_from_is_refused_before_any_work(
+    tmp_path: Path, query: tuple[int, int] | None, copied: int
+) -> None:
+    backend = CudaBackend.open(model(tmp_path, layers=1), emulated("sm_89"))
+    told: list[int] = []
+    most = most_sparse_rows("sm_89", 64)
+    request = ScoreInput(prompt(most + 1, seed=23), query_tokens=query)
+    with pytest.raises(PromptTooLong) as caught:
+        backend.score(request, stop=threading.Event(), progress=lambda done, _: told.append(done))
+    assert caught.value.metadata == {"limit": str(most - copied), "got": str(most + 1)}
+    assert caught.value.field == "prompt"
+    assert told == [] and backend.workspace.num_bytes == 0
+    backend.close()
 
 
 def test_stages_cover_the_pass(machine: Machine, tmp_path: Path) -> None:

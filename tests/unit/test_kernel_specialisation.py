@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from drafter_svc.cuda_attention import most_sparse_rows
 from kernels.device import KernelSource
 from kernels.errors import InvalidArgument
+from kernels.ops.block_score import most_blocks, shared_bytes
 from kernels.specialisation import Family
+from tests.emulator.launching import SHARED_LIMITS
 
 FAMILY = Family("k.cu", "k", HEAD_DIM=(64, 128), ROPE=("NEOX", "NONE"))
 
@@ -33,3 +36,11 @@ def test_variants_are_the_product_of_the_values() -> None:
 def test_unlisted_defines_are_refused(defines: dict[str, int | str]) -> None:
     with pytest.raises(InvalidArgument, match=r"HEAD_DIM in \(64, 128\)"):
         FAMILY.source(**defines)
+
+
+def test_longest_prompt_of_each_card_fits_its_shared_memory_to_the_last_block() -> None:
+    for arch, limit in SHARED_LIMITS.items():
+        for head_dim in (64, 128, 256):
+            most = most_blocks(arch, head_dim)
+            assert shared_bytes(head_dim, most) <= limit < shared_bytes(head_dim, most + 1)
+            assert most_sparse_rows(arch, head_dim) >= 262_144  # of the default settings
