@@ -205,6 +205,14 @@ class Device(Protocol):
         """Reserve at least one byte. Contents are undefined. OutOfMemory when it does not fit."""
         ...
 
+    def import_handle(self, handle: bytes, num_bytes: int) -> Memory:
+        """Open another process's allocation by its 64-byte handle; closing gives none of it back.
+
+        Raises:
+            HandleError: it cannot be opened in this process; says why.
+        """
+        ...
+
     def reserve(self, size_bytes: int) -> Window:
         """Reserve addresses, no memory, for at least one byte.
 

@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 
 from kernels.errors import HandleError, OutOfMemory
-from kernels.ipc.physical import check_size
+from kernels.ipc.physical import Transport, check_size
 
 FAKE_UUID = "GPU-fa4e0000-0000-4000-8000-000000000000"
 GRANULARITY_BYTES = 2 << 20  # as on every GPU of today
@@ -61,6 +61,7 @@ class FakePhysical:
         folder: where regions lie as files, for several processes; None: memfds of this process.
     """
 
+    transport: Transport = "vmm_fd"
     name = "fake GPU"
     granularity_bytes = GRANULARITY_BYTES
 

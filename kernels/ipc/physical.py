@@ -8,9 +8,11 @@ socket, not an importer's handle, not a mapping. So bytes are counted, never inf
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kernels.errors import InvalidArgument
+
+Transport = Literal["vmm_fd", "legacy_ipc"]  # how regions travel; see `kernels.ipc.legacy`
 
 
 class Region(Protocol):
@@ -38,6 +40,11 @@ class Region(Protocol):
 
 class Physical(Protocol):
     """One GPU; calls may come from any thread, one at a time."""
+
+    @property
+    def transport(self) -> Transport:
+        """By what a region is passed: its own descriptor, or a ticket with a handle."""
+        ...
 
     @property
     def uuid(self) -> str:

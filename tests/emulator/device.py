@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from kernels.device import Arg, KernelSource, Mark, Memory, Pinned, TensorMap, Window
 from kernels.errors import InvalidArgument, LaunchError, OutOfMemory
+from kernels.ipc.fake_legacy import open_handle
 from kernels.ipc.fake_physical import FAKE_UUID
 from tests.emulator.build import KERNELS, Edit, build_kernel, load_runtime
 from tests.emulator.launching import (
@@ -31,7 +32,7 @@ from tests.emulator.launching import (
     pack_arguments,
     run,
 )
-from tests.emulator.windows import CopyQueue, EmulatedPinned, EmulatedWindow
+from tests.emulator.windows import CopyQueue, EmulatedImport, EmulatedPinned, EmulatedWindow
 
 
 class EmulatedMemory:
@@ -134,6 +135,13 @@ class EmulatedDevice:
         self._copies.finish()
         if self._sizes.pop(address, None) is not None:
             self._runtime.emu_release(address)
+
+    def import_handle(self, handle: bytes, num_bytes: int) -> Memory:
+        """Open a fake landlord's allocation, at other addresses each time."""
+        window = EmulatedWindow(self._runtime, num_bytes, self._sizes, self._copies.finish)
+        self._windows.append(window)
+        window.map(open_handle(handle))
+        return EmulatedImport(window)
 
     def reserve(self, size_bytes: int) -> Window:
         """Addresses without memory."""

@@ -133,6 +133,18 @@ class EmulatedWindow:
         self._closed = True
 
 
+class EmulatedImport:
+    """Memory that was opened by a handle; `Memory` of the protocol."""
+
+    def __init__(self, window: EmulatedWindow) -> None:
+        self.address, self.num_bytes = window.address, window.size_bytes
+        self._window = window
+
+    def close(self) -> None:
+        """Let it go; each later use is a fault. A second call does nothing."""
+        self._window.close()
+
+
 def _close(fd: int) -> None:
     try:
         os.close(fd)
