@@ -1,8 +1,8 @@
 """Write a GGUF with random weights in the shape of a real drafter: for timing, never for answers.
 
-The file has no vocabulary, only its size: ids are drawn, nothing is tokenised. Matrices are bf16,
-scaled so that activations keep unit size; they are slices of one random pool, so a 1.2 GB file
-takes about two seconds. Written without any package but NumPy.
+Unless `bench.vocabulary` gives one, the file has no vocabulary, only its size: ids are drawn,
+nothing is tokenised. Matrices are bf16, scaled so that activations keep unit size; they are slices
+of one random pool, so a 1.2 GB file takes about two seconds.
 
     python -m bench.random_model qwen3-0.6b /dev/shm/drafter.gguf
 """
@@ -10,20 +10,21 @@ takes about two seconds. Written without any package but NumPy.
 from __future__ import annotations
 
 import argparse
-import struct
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.gguf_out import OutTensor, Value, write_gguf
 from kernels.reference import round_to_bf16
 
-ALIGNMENT = 32
+if TYPE_CHECKING:
+    from bench.vocabulary import Vocabulary
+
 POOL_VALUES = 1 << 24
-_F32, _BF16 = 0, 30  # ggml's numbers of the types
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ SHAPES = {
     "qwen3-1.7b": RandomShape(
         "qwen3", 28, 2048, 16, 8, 128, 6144, 151_936, 1e-6, 1e6, context_length=40_960
     ),
+    # For benchmarks that a CPU runs whole, beside `bench.random_target`'s of the same name.
+    "small": RandomShape("qwen3", 4, 128, 2, 1, 64, 256, 9_216, 1e-6, 1e6, context_length=40_960),
     "llama-3.2-1b": RandomShape(
         "llama", 16, 2048, 32, 8, 64, 8192, 128_256, 1e-5, 5e5, 131_072, rope_freqs=True
     ),
@@ -66,30 +69,37 @@ def llama3_divisors(head_dim: int, base: float) -> NDArray[np.float32]:
 
 
 def write_random_gguf(
-    path: str | Path, shape: RandomShape, *, layers: int | None = None, seed: int = 0
+    path: str | Path,
+    shape: RandomShape,
+    *,
+    layers: int | None = None,
+    seed: int = 0,
+    vocabulary: Vocabulary | None = None,
 ) -> Path:
     """Write one file.
 
     Args:
         layers: instead of the shape's own.
         seed: of the pool and of where each tensor lies in it.
+        vocabulary: a tokenizer for the file, padded to the shape's size; None: none, ids are drawn.
     """
     shape = replace(shape, layers=layers or shape.layers)
     tensors = _tensors(shape)
     rng = np.random.default_rng(seed)
     pool = rng.standard_normal(POOL_VALUES, dtype=np.float32)
     pools = {gain: _to_bf16(pool * np.float32(gain)) for gain in {gain for *_, gain in tensors}}
-    with Path(path).open("wb") as out:
-        _write_header(out, shape, tensors)
-        for name, dims, gain in tensors:
-            _pad(out)
-            if name == "rope_freqs.weight":
-                out.write(llama3_divisors(shape.head_dim, shape.freq_base).tobytes())
-            elif len(dims) == 1:
-                out.write(np.ones(dims, dtype=np.float32).tobytes())
-            else:
-                _write_matrix(out, pools[gain], int(np.prod(dims)), rng)
-    return Path(path)
+
+    def tensor(name: str, dims: tuple[int, ...], gain: float) -> OutTensor:
+        if name == "rope_freqs.weight":
+            return OutTensor(
+                name, dims, "F32", _bytes(llama3_divisors(shape.head_dim, shape.freq_base))
+            )
+        if len(dims) == 1:
+            return OutTensor(name, dims, "F32", _bytes(np.ones(dims, dtype=np.float32)))
+        start = 2 * int(rng.integers(POOL_VALUES))
+        return OutTensor(name, dims, "BF16", _bytes(pools[gain]), start)
+
+    return write_gguf(path, _metadata(shape, vocabulary), [tensor(*entry) for entry in tensors])
 
 
 def _tensors(shape: RandomShape) -> list[tuple[str, tuple[int, ...], float]]:
@@ -125,23 +135,13 @@ def _to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return (round_to_bf16(values).view(np.uint32) >> 16).astype("<u2")
 
 
-def _write_matrix(
-    out: BinaryIO, bits: NDArray[np.uint16], count: int, rng: np.random.Generator
-) -> None:
-    """Write `count` bf16 values, read from the pool round and round from a random place."""
-    start = int(rng.integers(bits.size))
-    while count:
-        piece = bits[start : start + count]
-        out.write(piece.tobytes())
-        count -= piece.size
-        start = 0
+def _bytes(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    return values.reshape(-1).view(np.uint8)
 
 
-def _write_header(
-    out: BinaryIO, shape: RandomShape, tensors: list[tuple[str, tuple[int, ...], float]]
-) -> None:
+def _metadata(shape: RandomShape, vocabulary: Vocabulary | None) -> dict[str, Value]:
     arch = shape.arch
-    keys: dict[str, str | int | float] = {
+    keys: dict[str, Value] = {
         "general.architecture": arch,
         f"{arch}.block_count": shape.layers,
         f"{arch}.context_length": shape.context_length,
@@ -155,30 +155,9 @@ def _write_header(
         f"{arch}.rope.freq_base": shape.freq_base,
         f"{arch}.vocab_size": shape.vocab_size,
     }
-    out.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)))
-    for key, value in keys.items():
-        out.write(_string(key))
-        if isinstance(value, str):
-            out.write(struct.pack("<I", 8) + _string(value))
-        elif isinstance(value, int):
-            out.write(struct.pack("<II", 4, value))
-        else:
-            out.write(struct.pack("<If", 6, value))
-    offset = 0
-    for name, dims, _ in tensors:
-        kind, size = (_F32, 4) if len(dims) == 1 else (_BF16, 2)
-        sizes = struct.pack(f"<I{len(dims)}Q", len(dims), *reversed(dims))
-        out.write(_string(name) + sizes + struct.pack("<IQ", kind, offset))
-        offset += -(-int(np.prod(dims)) * size // ALIGNMENT) * ALIGNMENT
-    _pad(out)
-
-
-def _string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
-
-
-def _pad(out: BinaryIO) -> None:
-    out.write(bytes(-out.tell() % ALIGNMENT))
+    if vocabulary is not None:
+        keys |= vocabulary.metadata(shape.vocab_size, "qwen2")
+    return keys
 
 
 def main() -> int:
@@ -188,9 +167,19 @@ def main() -> int:
     parser.add_argument("path", type=Path)
     parser.add_argument("--layers", type=int, help="instead of the shape's own")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokenizer", action="store_true", help="write a vocabulary, too")
     options = parser.parse_args()
+    vocabulary = None
+    if options.tokenizer:
+        from bench.vocabulary import learn  # the drawn ids of most benchmarks need no library
+
+        vocabulary = learn()
     path = write_random_gguf(
-        options.path, SHAPES[options.shape], layers=options.layers, seed=options.seed
+        options.path,
+        SHAPES[options.shape],
+        layers=options.layers,
+        seed=options.seed,
+        vocabulary=vocabulary,
     )
     print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
