@@ -1,7 +1,8 @@
 """One GPU through cuda.core: memory, copies, launches, marks, tensor maps, products.
 
-The `Device` that the drafter runs on; only it and the modules it is made of (`cuda_memory`,
-`compiler`, `gemm`) import `cuda`. Everything is queued on one stream; calls may come from any
+The `Device` that the drafter runs on; only it, the modules it is made of (`cuda_memory`,
+`cuda_copies`, `compiler`, `gemm`, `ipc.window`) and the landlord's `ipc.cuda_physical` import
+`cuda`. Work is queued on one stream, copies of pinned memory on a second; calls may come from any
 thread, one at a time. No managed memory. Every error of a launch carries the kernel's name; what
 fails later, inside a kernel, is reported by the next call that waits, with the name of the last
 launch, or by the launch itself if `check_each_launch`.
@@ -24,13 +25,15 @@ from cuda.core import EventOptions, LaunchConfig, ObjectCode, launch
 from numpy.typing import NDArray
 
 from kernels.compiler import SOURCES, Compiler, default_cache_dir
-from kernels.cuda_memory import CudaMemory, Staging, call, encode_tensor_map
-from kernels.device import Arg, KernelSource, Mark, TensorMap
+from kernels.cuda_calls import OUT_OF_MEMORY, call, open_gpu, uuid_of
+from kernels.cuda_copies import CopyQueue, CudaPinned
+from kernels.cuda_memory import CudaMemory, Staging, encode_tensor_map
+from kernels.device import Arg, KernelSource, Mark, Pinned, TensorMap
 from kernels.errors import InvalidArgument, KernelError, LaunchError, NoDevice, OutOfMemory
 from kernels.gemm import WORKSPACE_BYTES, Gemm
+from kernels.ipc.window import CudaWindow
 from kernels.specialisation import OLDEST_CAPABILITY, arch_of
 
-_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _MAX_SHARED = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -93,7 +96,8 @@ class CudaDevice:
         self._context = call("cuCtxGetCurrent", driver.cuCtxGetCurrent())
         self._inside = _Inside()
         self._inside.done = True
-        self._ordinal = ordinal
+        self._ordinal, self._gpu, self._handle = ordinal, gpu, open_gpu(ordinal)
+        self.uuid = uuid_of(self._handle)
         self.name: str = gpu.name
         self.arch = arch_of(major, minor)
         self.num_sms: int = gpu.properties.multiprocessor_count
@@ -106,6 +110,8 @@ class CudaDevice:
         self._kernels: dict[KernelSource, Any] = {}
         self._shared_bytes: dict[KernelSource, int] = {}  # permitted so far
         self._live: set[int] = set()
+        self._shared: list[CudaWindow | CudaPinned] = []  # closed with the device
+        self._copies: CopyQueue | None = None
         self._staging: Staging | None = None
         self._gemm: Gemm | None = None
 
@@ -118,11 +124,51 @@ class CudaDevice:
         if num_bytes < 1:
             raise InvalidArgument.value("allocate", "num_bytes", num_bytes, "at least 1")
         status, address = driver.cuMemAlloc(num_bytes)
-        if int(status) == _OUT_OF_MEMORY:
+        if int(status) == OUT_OF_MEMORY:
             raise OutOfMemory.of("allocate", num_bytes, self._memory_info()[0])
         self._queued("allocate", (status,))
         self._live.add(int(address))
         return CudaMemory(int(address), num_bytes, self._release)
+
+    def reserve(self, size_bytes: int) -> CudaWindow:
+        self._enter()
+        window = CudaWindow(self._handle, size_bytes, self._enter, self.synchronize)
+        self._shared = [*(part for part in self._shared if not part.closed), window]
+        return window
+
+    def pin(self, array: NDArray[np.uint8]) -> CudaPinned:
+        self._enter()
+        if self._copies is None:
+            self._copies = CopyQueue(self._gpu)
+        pinned = CudaPinned(array, self._enter, self._copies.synchronize)
+        self._shared = [*(part for part in self._shared if not part.closed), pinned]
+        return pinned
+
+    def copy_in(
+        self,
+        address: int,
+        pinned: Pinned,
+        offset: int,
+        num_bytes: int,
+        *,
+        after: Mark | None = None,
+    ) -> CudaMark:
+        self._enter()
+        if num_bytes < 1:
+            raise InvalidArgument.value("copy_in", "num_bytes", num_bytes, "at least 1")
+        if self._copies is None or not isinstance(pinned, CudaPinned):
+            raise InvalidArgument.value("copy_in", "pinned", pinned, "of this device's `pin`")
+        source = pinned.address_of(offset, num_bytes)
+        behind = None if after is None else cast(CudaMark, after).event
+        event = self._copies.copy(address, source, num_bytes, behind)
+        return CudaMark(event, "copy_in", self._enter)
+
+    def wait_for(self, mark: Mark) -> None:
+        self._enter()
+        try:
+            self._stream.wait(cast(CudaMark, mark).event)
+        except Exception as error:  # cuda.core's own tree is private
+            raise _failed_later(self._last_launch, error) from error
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         self._enter()
@@ -144,7 +190,7 @@ class CudaDevice:
             "download",
             driver.cuMemcpyDtoHAsync(out.ctypes.data, address, out.nbytes, self._stream.handle),
         )
-        self.synchronize()
+        self._finish_work()
 
     def fill(self, address: int, num_bytes: int, byte: int = 0) -> None:
         self._enter()
@@ -181,7 +227,7 @@ class CudaDevice:
                 f"{len(args)} arguments refused: {error}",
             ) from error
         if self._check_each_launch:
-            self.synchronize()
+            self._finish_work()
 
     def tensor_map(
         self, address: int, shape: tuple[int, int], row_stride_bytes: int, box: tuple[int, int]
@@ -222,7 +268,7 @@ class CudaDevice:
             x=x, w=w, y=y, m=m, n=n, k=k, ldx=ldx, ldy=ldy, accumulate_f32=accumulate_f32
         )
         if self._check_each_launch:
-            self.synchronize()
+            self._finish_work()
 
     def record(self, timed: bool = True) -> CudaMark:
         self._enter()
@@ -234,6 +280,12 @@ class CudaDevice:
         return CudaMark(event, self._last_launch, self._enter)
 
     def synchronize(self) -> None:
+        self._finish_work()
+        if self._copies is not None:
+            self._copies.synchronize()
+
+    def _finish_work(self) -> None:
+        """Wait for the work queue, not for the copies that it does not wait for."""
         self._enter()
         try:
             self._stream.sync()
@@ -241,10 +293,12 @@ class CudaDevice:
             raise _failed_later(self._last_launch, error) from error
 
     def close(self) -> None:
-        """See `Device.close`; also gives back what allocations are still open."""
+        """See `Device.close`; also gives back what allocations, windows and pins are open."""
         self._enter()
         with ExitStack() as stack:  # the last one first, each whatever the others raise
             stack.callback(self._close_stream)
+            if self._copies is not None:
+                stack.callback(self._copies.close)
             stack.callback(self._code.clear)
             stack.callback(self._kernels.clear)
             for address in list(self._live):
@@ -253,6 +307,8 @@ class CudaDevice:
                 if part is not None:
                     stack.callback(part.close)
             self._staging = self._gemm = None
+            for shared in self._shared:
+                stack.callback(shared.close)
             stack.callback(self.synchronize)
 
     def _close_stream(self) -> None:

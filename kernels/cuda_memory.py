@@ -19,18 +19,10 @@ from cuda.core._tensor_map import TensorMapDataType, TensorMapL2Promotion, Tenso
 from cuda.core.utils import StridedMemoryView
 from numpy.typing import NDArray
 
-from kernels.errors import LaunchError
+from kernels.cuda_calls import call
 
 SLOT_BYTES = 16 << 20  # at 16 MiB the set-up of a copy no longer shows beside its 0.3 ms
 ALIGNMENT = 256  # of pieces inside a slot
-
-
-def call(what: str, result: tuple[Any, ...]) -> Any:
-    """Unwrap a driver call: its value, or LaunchError with the driver's name for the failure."""
-    status, *values = result
-    if int(status) != 0:
-        raise LaunchError(what, f"failed with {getattr(status, 'name', int(status))}")
-    return values[0] if values else None
 
 
 class CudaMemory:

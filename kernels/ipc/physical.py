@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from kernels.errors import InvalidArgument
+from kernels.errors import InvalidArgument, NoDevice
 
 Transport = Literal["vmm_fd", "legacy_ipc"]  # how regions travel; see `kernels.ipc.legacy`
 
@@ -90,3 +90,17 @@ def check_size(size_bytes: int, granularity_bytes: int) -> None:
         raise InvalidArgument.value(
             "create", "size_bytes", size_bytes, f"a positive multiple of {granularity_bytes:,}"
         )
+
+
+def open_physical(ordinal: int = 0) -> Physical:
+    """The physical memory of a GPU, as CUDA counts GPUs.
+
+    Raises:
+        NoDevice: there is no such GPU, or what it needs is not installed; says why.
+    """
+    try:
+        from kernels.ipc.cuda_physical import CudaPhysical
+    except ImportError as error:
+        why = f"cuda-python is not installed ({error}): pip install 'skim[gpu]'"
+        raise NoDevice("device", why) from error
+    return CudaPhysical(ordinal)

@@ -146,7 +146,7 @@ class EmulatedDevice:
     def reserve(self, size_bytes: int) -> Window:
         """Addresses without memory."""
         made = EmulatedWindow(self._runtime, size_bytes, self._sizes, self._copies.finish)
-        self._windows.append(made)
+        self._windows = [*(window for window in self._windows if not window.closed), made]
         return made
 
     def pin(self, array: NDArray[np.uint8]) -> Pinned:

@@ -98,7 +98,7 @@ class EmulatedWindow:
         self.address: int = runtime.emu_window_reserve(self.size_bytes)
         if not self.address:
             raise HandleError("reserve", f"no addresses for {self.size_bytes:,} bytes")
-        self._closed = False
+        self.closed = False
 
     @property
     def mapped(self) -> bool:
@@ -108,8 +108,8 @@ class EmulatedWindow:
     def map(self, fd: int) -> None:
         """Put a region behind the addresses; the descriptor is closed in every case."""
         try:
-            if self.mapped or self._closed:
-                state = "closed" if self._closed else "mapped already"
+            if self.mapped or self.closed:
+                state = "closed" if self.closed else "mapped already"
                 raise HandleError("map", f"the window is {state}")
             status = self._runtime.emu_window_map(self.address, self.size_bytes, fd)
             if status:
@@ -130,7 +130,7 @@ class EmulatedWindow:
     def close(self) -> None:
         """Unmap; the addresses are never given out again, so that a use of them is a fault."""
         self.unmap()
-        self._closed = True
+        self.closed = True
 
 
 class EmulatedImport:
