@@ -13,6 +13,7 @@ computes. What the kernels raise is mapped by `cuda_errors`.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from drafter_svc.architecture import scaling_for
-from drafter_svc.backend import ChunkScores, DrafterModel, ScoreInput
+from drafter_svc.backend import AttentionConfig, ChunkScores, DrafterModel, ScoreInput
 from drafter_svc.cuda_attention import CudaAttention, most_sparse_rows
 from drafter_svc.cuda_errors import kernel_errors
 from drafter_svc.cuda_forward import CudaForward
@@ -38,6 +39,9 @@ from kernels.errors import NoDevice
 from kernels.ops.tail_score import MAX_POOL
 from modelfile.gguf_file import GgufFile
 from skim.errors import Cancelled, InvalidRequest, PromptTooLong
+
+# Of the pass that warms up: a full chunk of rows, since cuBLASLt has other code for fewer.
+WARM_UP_TOKENS = CHUNK_ROWS
 
 
 class CudaBackend:
@@ -140,6 +144,43 @@ class CudaBackend:
                 request, ATTENTION_SCORERS[request.scorer], stop, progress
             )
 
+    def warm_up(
+        self, stop: threading.Event | None = None, *, num_tokens: int = WARM_UP_TOKENS
+    ) -> float:
+        """Run a sparse and a dense pass, so that no request waits for kernels to be made ready.
+
+        Kernels are compiled (or read from the cache of cubins) and loaded where they are first
+        launched, and so is what cuBLASLt chooses for large products. Lists are not planted, and
+        the arena is given back.
+
+        Args:
+            stop: see `score`.
+            num_tokens: of the sparse pass.
+        Returns:
+            Seconds it took.
+        Raises:
+            Cancelled: `stop` was set.
+            Busy: the GPU's free memory is too little for a pass.
+            EngineFault: a kernel cannot be compiled, or failed.
+        """
+        began_s = time.monotonic()
+        planted, self.planted = self.planted, PlantedOnDevice(self.device, None)
+        # Two widths of the pool: the usual one has a kernel of its own.
+        sparse, dense = AttentionConfig(dense_below_tokens=0), AttentionConfig(max_density=1.0)
+        widths = (ScoreInput.pool_kernel, ScoreInput.pool_kernel + 2)
+        try:
+            for size, attention, width in (
+                (num_tokens, sparse, widths[0]),
+                (BLOCK_TOKENS + 1, dense, widths[1]),
+            ):
+                ids = (np.arange(size) % self._model.vocab_size).astype(np.int32)
+                request = ScoreInput(ids, attention=attention, pool_kernel=width)
+                self.score(request, stop=stop or threading.Event(), progress=_nobody)
+        finally:
+            self.planted = planted
+            self.workspace.close()
+        return time.monotonic() - began_s
+
     def plan(self, request: ScoreInput) -> tuple[QueryPlan, PassSize]:
         """Where the queries of a request stand, and what the size of its pass depends on."""
         queries = plan_queries(request.num_tokens, request.query_tokens, request.last_token_query)
@@ -239,6 +280,10 @@ class CudaBackend:
             num_queries=size.num_queries,
             query_copied=queries.copied is not None,
         )
+
+
+def _nobody(done: int, total: int) -> None:
+    """Of a pass whose progress nobody follows."""
 
 
 def _first_gpu() -> Device:

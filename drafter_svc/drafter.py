@@ -6,10 +6,12 @@ Refuses (ModelFileError) what `modelfile` refuses, and a CUDA backend where ther
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from drafter_svc.backend import Backend
 from drafter_svc.config import DrafterSettings
@@ -19,14 +21,15 @@ from drafter_svc.cuda_lists import Planter
 from kernels.doctor import examine as examine_kernels
 from modelfile.gguf_file import GgufFile
 from modelfile.tokenizer import Tokenizer
-from skim.errors import ConfigError, SkimError
+from skim.errors import Cancelled, ConfigError, SkimError
 
 
 @dataclass(frozen=True)
 class Drafter:
     """One model, ready to score. `close` it when no pass uses it any more.
 
-    `why_cpu` says why its passes run on the CPU; None: they run on a GPU.
+    `why_cpu` says why its passes run on the CPU; None: they run on a GPU. `warm_up_s` is what the
+    GPU's first passes took, in which kernels were made ready.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Drafter:
     tokenizer: Tokenizer
     backend: Backend
     why_cpu: str | None = None
+    warm_up_s: float = 0.0
 
     def close(self) -> None:
         """Release the weights; idempotent."""
@@ -45,34 +49,56 @@ OpenDrafter: TypeAlias = Callable[[str, Path], Drafter]
 
 
 def open_drafter(
-    name: str, path: Path, settings: DrafterSettings, *, planted: Planter | None = None
+    name: str,
+    path: Path,
+    settings: DrafterSettings,
+    *,
+    planted: Planter | None = None,
+    stop: threading.Event | None = None,
 ) -> Drafter:
-    """Read a GGUF file and make its weights ready.
+    """Read a GGUF file and make its weights and kernels ready.
 
     Args:
+        stop: set by anybody to abandon it while a GPU's kernels are made ready.
         planted: see `cuda_backend.CudaBackend`; benchmarks only.
     Raises:
         ModelFileError: the file is unreadable, corrupt or not supported.
         ConfigError: the configured backend is not there.
         Busy: the configured backend is CUDA's and the weights do not fit its free memory.
+        Cancelled: `stop` was set.
     """
     with GgufFile.open(path) as file:
         tokenizer = Tokenizer.from_gguf(file)
         digests = file.model_digest, file.layout_digest
-    return Drafter(name, *digests, tokenizer, *open_backend(path, settings, planted=planted))
+    backend, why_cpu, warm_up_s = open_backend(path, settings, planted=planted, stop=stop)
+    return Drafter(name, *digests, tokenizer, backend, why_cpu, warm_up_s)
+
+
+class Opened(NamedTuple):
+    """A backend with what `Drafter` says of it."""
+
+    backend: Backend
+    why_cpu: str | None
+    warm_up_s: float
 
 
 def open_backend(
-    path: Path, settings: DrafterSettings, *, planted: Planter | None = None
-) -> tuple[Backend, str | None]:
-    """Load the weights where the settings say; tell also why that is the CPU, if it is.
+    path: Path,
+    settings: DrafterSettings,
+    *,
+    planted: Planter | None = None,
+    stop: threading.Event | None = None,
+) -> Opened:
+    """Load the weights where the settings say, and make a GPU's kernels ready.
 
     Raises: see `open_drafter`.
     """
     reason = check_backend(settings)
     if reason is None:
         try:
-            return CudaBackend.open(path, planted=planted), None
+            return _open_on_gpu(path, planted, stop)
+        except Cancelled:
+            raise
         except SkimError as error:  # a broken file, too: the CPU backend then says so again
             if settings.backend == "cuda":
                 raise
@@ -82,7 +108,16 @@ def open_backend(
         num_threads=settings.threads or None,
         workspace_bytes=settings.workspace_bytes,
     )
-    return backend, reason
+    return Opened(backend, reason, 0.0)
+
+
+def _open_on_gpu(path: Path, planted: Planter | None, stop: threading.Event | None) -> Opened:
+    backend = CudaBackend.open(path, planted=planted)
+    with ExitStack() as failed:
+        failed.callback(backend.close)
+        warm_up_s = backend.warm_up(stop)
+        failed.pop_all()
+    return Opened(backend, None, warm_up_s)
 
 
 def check_backend(settings: DrafterSettings) -> str | None:

@@ -9,6 +9,7 @@ configured with (NotFound).
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,10 @@ class DrafterHost:
         # Threads that wait for tokenisers, and the one that reads models.
         self.pool = ThreadPoolExecutor(settings.tokenise_threads, thread_name_prefix="prompt")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._open = opener or partial(open_drafter, settings=settings, planted=planted)
+        self._closing = threading.Event()
+        self._open = opener or partial(
+            open_drafter, settings=settings, planted=planted, stop=self._closing
+        )
         self._catalogue = settings.catalogue()
         self._current: Drafter | None = None
         self._ready: dict[str, Drafter] = {}  # loaded ahead of a swap
@@ -183,7 +187,8 @@ class DrafterHost:
         return old.name, swap_s
 
     async def close(self) -> None:
-        """Stop the running pass and release everything."""
+        """Stop the running pass, and a model that is being made ready; release everything."""
+        self._closing.set()
         await self.queue.close()
         for drafter in filter(None, (self._current, *self._ready.values())):
             drafter.close()
@@ -214,6 +219,7 @@ class DrafterHost:
             backend=drafter.backend.name,
             why_cpu=drafter.why_cpu,
             load_s=time.monotonic() - begin_s,
+            warm_up_s=drafter.warm_up_s,
         )
         return drafter
 

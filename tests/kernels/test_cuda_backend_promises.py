@@ -13,7 +13,7 @@ from drafter_svc.backend import AttentionConfig, ScoreInput
 from drafter_svc.cuda_attention import most_sparse_rows
 from drafter_svc.cuda_backend import CudaBackend
 from drafter_svc.cuda_workspace import Workspace, WorkspacePlan
-from kernels.device import Device, Memory
+from kernels.device import Device, KernelSource, Memory
 from kernels.reference import BlockLists, BlockRule
 from skim.errors import Busy, Cancelled, InvalidRequest, PromptTooLong
 from tests.fixtures.cuda_backend import (
@@ -120,6 +120,49 @@ def test_a_prompt_of_more_blocks_than_are_selected_from_is_refused_before_any_wo
     assert caught.value.metadata == {"limit": str(most - copied), "got": str(most + 1)}
     assert caught.value.field == "prompt"
     assert told == [] and backend.workspace.num_bytes == 0
+    backend.close()
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_after_the_warm_up_no_pass_needs_another_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str
+) -> None:
+    device = emulated(arch)
+    backend = CudaBackend.open(model(tmp_path, layers=2), device, planted=only_the_diagonal)
+    launched: set[KernelSource] = set()
+    launch = device.launch
+
+    def note(source: KernelSource, *arguments: Any, **options: Any) -> None:
+        launched.add(source)
+        launch(source, *arguments, **options)
+
+    monkeypatch.setattr(device, "launch", note)
+    assert backend.warm_up(num_tokens=300) > 0.0
+    warm = launched.copy()
+    for options in (
+        {"attention": SPARSE},
+        {"query_tokens": (2, 20)},
+        {"scorer": "mid_layer", "pool_kernel": 7},
+    ):
+        run(backend, ScoreInput(prompt(280, seed=24), **options))
+    assert launched == warm and len(warm) > 10
+    backend.close()
+
+
+def test_the_warm_up_keeps_no_memory_plants_nothing_and_can_be_stopped(tmp_path: Path) -> None:
+    asked: list[int] = []
+    backend = CudaBackend.open(
+        model(tmp_path, layers=2), emulated(), planted=lambda layer, *_: asked.append(layer)
+    )
+    free = backend.device.free_bytes()
+    backend.warm_up(num_tokens=200)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Cancelled):
+        backend.warm_up(stop)
+    assert (asked, backend.device.free_bytes()) == ([], free)
+    run(backend, ScoreInput(prompt(200, seed=25), attention=SPARSE))
+    assert asked
     backend.close()
 
 

@@ -28,7 +28,7 @@ def settings(backend: str) -> DrafterSettings:
 
 def opened(backend: str) -> tuple[str, str | None]:
     """The backend's name, and why it is the CPU's."""
-    found, why_cpu = open_backend(tiny_model(), settings(backend))
+    found, why_cpu, _ = open_backend(tiny_model(), settings(backend))
     found.close()
     return found.name, why_cpu
 
@@ -46,6 +46,9 @@ def machine(
             if failure is not None:
                 raise failure
             return cls()  # type: ignore[return-value]
+
+        def warm_up(self, stop: object) -> float:
+            return 0.25
 
         def close(self) -> None:
             pass
