@@ -133,7 +133,7 @@ class Planner:
             self._decide(self._scored)
 
     def queued(self, at_s: float) -> None:
-        """The drafter says that the request waits its turn: the late clock stands."""
+        """The drafter says that the request waits, for its turn or for memory: the clock stands."""
         self._queued = True
         if self._running_since_s is not None:
             self._ran_s += at_s - self._running_since_s

@@ -72,6 +72,7 @@ class Report:
             select_s=result.select_s,
             park_s=started.park_s,
             map_s=started.map_s,
+            unpark_s=result.memory_s,
             prefill_s=finish.prefill_s,
             ttft_s=self.since_began_s(self.first_token_s),
             decode_s=finish.decode_s,

@@ -101,7 +101,7 @@ class Verdict:
         async for response in leg.responses():
             match response.WhichOneof("event"):
                 case "progress":
-                    if response.progress.stage == pb.STAGE_QUEUE:
+                    if response.progress.stage in (pb.STAGE_QUEUE, pb.STAGE_MEMORY):
                         self._planner.queued(time.monotonic())
                     else:
                         self._planner.running(time.monotonic())

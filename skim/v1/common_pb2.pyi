@@ -39,6 +39,7 @@ class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STAGE_TOKENISE: _ClassVar[Stage]
     STAGE_SCORE: _ClassVar[Stage]
     STAGE_PREFILL: _ClassVar[Stage]
+    STAGE_MEMORY: _ClassVar[Stage]
 POSITION_MODE_UNSPECIFIED: PositionMode
 POSITION_MODE_COMPACTED: PositionMode
 POSITION_MODE_ORIGINAL: PositionMode
@@ -60,6 +61,7 @@ STAGE_QUEUE: Stage
 STAGE_TOKENISE: Stage
 STAGE_SCORE: Stage
 STAGE_PREFILL: Stage
+STAGE_MEMORY: Stage
 
 class PromptPart(_message.Message):
     __slots__ = ("offset", "data", "message")

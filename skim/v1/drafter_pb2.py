@@ -25,29 +25,29 @@ _sym_db = _symbol_database.Default()
 from skim.v1 import common_pb2 as skim_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skim/v1/drafter.proto\x12\x07skim.v1\x1a\x14skim/v1/common.proto\"\xc5\x02\n\x0bScoreConfig\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\tselection\x18\x03 \x01(\x0b\x32\x18.skim.v1.SelectionConfig\x12\'\n\x07scoring\x18\x04 \x01(\x0b\x32\x16.skim.v1.ScoringConfig\x12%\n\tprotected\x18\x05 \x03(\x0b\x32\x12.skim.v1.ByteRange\x12&\n\x05query\x18\x06 \x01(\x0b\x32\x12.skim.v1.ByteRangeH\x00\x88\x01\x01\x12 \n\x13protect_tail_tokens\x18\x07 \x01(\rH\x01\x88\x01\x01\x12*\n\x0e\x63ontrol_ranges\x18\x08 \x03(\x0b\x32\x12.skim.v1.ByteRangeB\x08\n\x06_queryB\x16\n\x14_protect_tail_tokens\"\x88\x01\n\x0cScoreRequest\x12&\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x14.skim.v1.ScoreConfigH\x00\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.skim.v1.PromptPartH\x00\x12!\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x12.skim.v1.PromptEndH\x00\x42\x06\n\x04part\"\xec\x02\n\x0bScoreResult\x12\x1f\n\x05spans\x18\x01 \x01(\x0b\x32\x10.skim.v1.SpanSet\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.skim.v1.SelectionOutcome\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x13\n\x0bkept_tokens\x18\x04 \x01(\r\x12\x15\n\x08\x63overage\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\rlayer_density\x18\x06 \x03(\x02\x12\x15\n\rcut_row_share\x18\x07 \x01(\x02\x12\x13\n\x0byarn_factor\x18\x08 \x01(\x02\x12\x0e\n\x06scorer\x18\t \x01(\t\x12\x0f\n\x07queue_s\x18\n \x01(\x01\x12\x12\n\ntokenise_s\x18\x0b \x01(\x01\x12\x11\n\tforward_s\x18\x0c \x01(\x01\x12\x10\n\x08select_s\x18\r \x01(\x01\x12\r\n\x05model\x18\x0e \x01(\t\x12\x14\n\x0cmodel_digest\x18\x0f \x01(\tB\x0b\n\t_coverage\"g\n\rScoreResponse\x12%\n\x08progress\x18\x01 \x01(\x0b\x32\x11.skim.v1.ProgressH\x00\x12&\n\x06result\x18\x02 \x01(\x0b\x32\x14.skim.v1.ScoreResultH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11GetDrafterRequest\"\xcb\x02\n\x12GetDrafterResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x15\n\rlayout_digest\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x0e\n\x06layers\x18\x06 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x07 \x01(\r\x12\x1e\n\x16trained_context_tokens\x18\x08 \x01(\r\x12\x0e\n\x06queued\x18\t \x01(\r\x12\x13\n\x0bqueue_limit\x18\n \x01(\r\x12\x0f\n\x07running\x18\x0b \x01(\r\x12\x14\n\x0ctokens_per_s\x18\x0c \x01(\x01\x12*\n\tresidency\x18\r \x01(\x0e\x32\x17.skim.v1.ResidencyState\x12\x0f\n\x07scorers\x18\x0e \x03(\t*\xbe\x01\n\x10SelectionOutcome\x12!\n\x1dSELECTION_OUTCOME_UNSPECIFIED\x10\x00\x12 \n\x1cSELECTION_OUTCOME_KEEP_RATIO\x10\x01\x12\x1e\n\x1aSELECTION_OUTCOME_COVERAGE\x10\x02\x12\"\n\x1eSELECTION_OUTCOME_LOW_COVERAGE\x10\x03\x12!\n\x1dSELECTION_OUTCOME_FORCED_ONLY\x10\x04*\xc3\x01\n\x0eResidencyState\x12\x1f\n\x1bRESIDENCY_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18RESIDENCY_STATE_RESIDENT\x10\x01\x12\x1b\n\x17RESIDENCY_STATE_PARKING\x10\x02\x12\x1a\n\x16RESIDENCY_STATE_PARKED\x10\x03\x12\x1d\n\x19RESIDENCY_STATE_UNPARKING\x10\x04\x12\x1a\n\x16RESIDENCY_STATE_FAILED\x10\x05\x32\x93\x01\n\x0e\x44rafterService\x12:\n\x05Score\x12\x15.skim.v1.ScoreRequest\x1a\x16.skim.v1.ScoreResponse(\x01\x30\x01\x12\x45\n\nGetDrafter\x12\x1a.skim.v1.GetDrafterRequest\x1a\x1b.skim.v1.GetDrafterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skim/v1/drafter.proto\x12\x07skim.v1\x1a\x14skim/v1/common.proto\"\xc5\x02\n\x0bScoreConfig\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\tselection\x18\x03 \x01(\x0b\x32\x18.skim.v1.SelectionConfig\x12\'\n\x07scoring\x18\x04 \x01(\x0b\x32\x16.skim.v1.ScoringConfig\x12%\n\tprotected\x18\x05 \x03(\x0b\x32\x12.skim.v1.ByteRange\x12&\n\x05query\x18\x06 \x01(\x0b\x32\x12.skim.v1.ByteRangeH\x00\x88\x01\x01\x12 \n\x13protect_tail_tokens\x18\x07 \x01(\rH\x01\x88\x01\x01\x12*\n\x0e\x63ontrol_ranges\x18\x08 \x03(\x0b\x32\x12.skim.v1.ByteRangeB\x08\n\x06_queryB\x16\n\x14_protect_tail_tokens\"\x88\x01\n\x0cScoreRequest\x12&\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x14.skim.v1.ScoreConfigH\x00\x12%\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.skim.v1.PromptPartH\x00\x12!\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x12.skim.v1.PromptEndH\x00\x42\x06\n\x04part\"\xfe\x02\n\x0bScoreResult\x12\x1f\n\x05spans\x18\x01 \x01(\x0b\x32\x10.skim.v1.SpanSet\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.skim.v1.SelectionOutcome\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x13\n\x0bkept_tokens\x18\x04 \x01(\r\x12\x15\n\x08\x63overage\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\rlayer_density\x18\x06 \x03(\x02\x12\x15\n\rcut_row_share\x18\x07 \x01(\x02\x12\x13\n\x0byarn_factor\x18\x08 \x01(\x02\x12\x0e\n\x06scorer\x18\t \x01(\t\x12\x0f\n\x07queue_s\x18\n \x01(\x01\x12\x12\n\ntokenise_s\x18\x0b \x01(\x01\x12\x11\n\tforward_s\x18\x0c \x01(\x01\x12\x10\n\x08select_s\x18\r \x01(\x01\x12\r\n\x05model\x18\x0e \x01(\t\x12\x14\n\x0cmodel_digest\x18\x0f \x01(\t\x12\x10\n\x08memory_s\x18\x10 \x01(\x01\x42\x0b\n\t_coverage\"g\n\rScoreResponse\x12%\n\x08progress\x18\x01 \x01(\x0b\x32\x11.skim.v1.ProgressH\x00\x12&\n\x06result\x18\x02 \x01(\x0b\x32\x14.skim.v1.ScoreResultH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11GetDrafterRequest\"\xcb\x02\n\x12GetDrafterResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x15\n\rlayout_digest\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x0e\n\x06layers\x18\x06 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x07 \x01(\r\x12\x1e\n\x16trained_context_tokens\x18\x08 \x01(\r\x12\x0e\n\x06queued\x18\t \x01(\r\x12\x13\n\x0bqueue_limit\x18\n \x01(\r\x12\x0f\n\x07running\x18\x0b \x01(\r\x12\x14\n\x0ctokens_per_s\x18\x0c \x01(\x01\x12*\n\tresidency\x18\r \x01(\x0e\x32\x17.skim.v1.ResidencyState\x12\x0f\n\x07scorers\x18\x0e \x03(\t*\xbe\x01\n\x10SelectionOutcome\x12!\n\x1dSELECTION_OUTCOME_UNSPECIFIED\x10\x00\x12 \n\x1cSELECTION_OUTCOME_KEEP_RATIO\x10\x01\x12\x1e\n\x1aSELECTION_OUTCOME_COVERAGE\x10\x02\x12\"\n\x1eSELECTION_OUTCOME_LOW_COVERAGE\x10\x03\x12!\n\x1dSELECTION_OUTCOME_FORCED_ONLY\x10\x04*\xc3\x01\n\x0eResidencyState\x12\x1f\n\x1bRESIDENCY_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18RESIDENCY_STATE_RESIDENT\x10\x01\x12\x1b\n\x17RESIDENCY_STATE_PARKING\x10\x02\x12\x1a\n\x16RESIDENCY_STATE_PARKED\x10\x03\x12\x1d\n\x19RESIDENCY_STATE_UNPARKING\x10\x04\x12\x1a\n\x16RESIDENCY_STATE_FAILED\x10\x05\x32\x93\x01\n\x0e\x44rafterService\x12:\n\x05Score\x12\x15.skim.v1.ScoreRequest\x1a\x16.skim.v1.ScoreResponse(\x01\x30\x01\x12\x45\n\nGetDrafter\x12\x1a.skim.v1.GetDrafterRequest\x1a\x1b.skim.v1.GetDrafterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skim.v1.drafter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SELECTIONOUTCOME']._serialized_start=1351
-  _globals['_SELECTIONOUTCOME']._serialized_end=1541
-  _globals['_RESIDENCYSTATE']._serialized_start=1544
-  _globals['_RESIDENCYSTATE']._serialized_end=1739
+  _globals['_SELECTIONOUTCOME']._serialized_start=1369
+  _globals['_SELECTIONOUTCOME']._serialized_end=1559
+  _globals['_RESIDENCYSTATE']._serialized_start=1562
+  _globals['_RESIDENCYSTATE']._serialized_end=1757
   _globals['_SCORECONFIG']._serialized_start=57
   _globals['_SCORECONFIG']._serialized_end=382
   _globals['_SCOREREQUEST']._serialized_start=385
   _globals['_SCOREREQUEST']._serialized_end=521
   _globals['_SCORERESULT']._serialized_start=524
-  _globals['_SCORERESULT']._serialized_end=888
-  _globals['_SCORERESPONSE']._serialized_start=890
-  _globals['_SCORERESPONSE']._serialized_end=993
-  _globals['_GETDRAFTERREQUEST']._serialized_start=995
-  _globals['_GETDRAFTERREQUEST']._serialized_end=1014
-  _globals['_GETDRAFTERRESPONSE']._serialized_start=1017
-  _globals['_GETDRAFTERRESPONSE']._serialized_end=1348
-  _globals['_DRAFTERSERVICE']._serialized_start=1742
-  _globals['_DRAFTERSERVICE']._serialized_end=1889
+  _globals['_SCORERESULT']._serialized_end=906
+  _globals['_SCORERESPONSE']._serialized_start=908
+  _globals['_SCORERESPONSE']._serialized_end=1011
+  _globals['_GETDRAFTERREQUEST']._serialized_start=1013
+  _globals['_GETDRAFTERREQUEST']._serialized_end=1032
+  _globals['_GETDRAFTERRESPONSE']._serialized_start=1035
+  _globals['_GETDRAFTERRESPONSE']._serialized_end=1366
+  _globals['_DRAFTERSERVICE']._serialized_start=1760
+  _globals['_DRAFTERSERVICE']._serialized_end=1907
 # @@protoc_insertion_point(module_scope)

@@ -67,7 +67,7 @@ class ScoreRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[ScoreConfig, _Mapping]] = ..., prompt: _Optional[_Union[_common_pb2.PromptPart, _Mapping]] = ..., end: _Optional[_Union[_common_pb2.PromptEnd, _Mapping]] = ...) -> None: ...
 
 class ScoreResult(_message.Message):
-    __slots__ = ("spans", "outcome", "prompt_tokens", "kept_tokens", "coverage", "layer_density", "cut_row_share", "yarn_factor", "scorer", "queue_s", "tokenise_s", "forward_s", "select_s", "model", "model_digest")
+    __slots__ = ("spans", "outcome", "prompt_tokens", "kept_tokens", "coverage", "layer_density", "cut_row_share", "yarn_factor", "scorer", "queue_s", "tokenise_s", "forward_s", "select_s", "model", "model_digest", "memory_s")
     SPANS_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class ScoreResult(_message.Message):
     SELECT_S_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_S_FIELD_NUMBER: _ClassVar[int]
     spans: _common_pb2.SpanSet
     outcome: SelectionOutcome
     prompt_tokens: int
@@ -98,7 +99,8 @@ class ScoreResult(_message.Message):
     select_s: float
     model: str
     model_digest: str
-    def __init__(self, spans: _Optional[_Union[_common_pb2.SpanSet, _Mapping]] = ..., outcome: _Optional[_Union[SelectionOutcome, str]] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., layer_density: _Optional[_Iterable[float]] = ..., cut_row_share: _Optional[float] = ..., yarn_factor: _Optional[float] = ..., scorer: _Optional[str] = ..., queue_s: _Optional[float] = ..., tokenise_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., select_s: _Optional[float] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ...) -> None: ...
+    memory_s: float
+    def __init__(self, spans: _Optional[_Union[_common_pb2.SpanSet, _Mapping]] = ..., outcome: _Optional[_Union[SelectionOutcome, str]] = ..., prompt_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., coverage: _Optional[float] = ..., layer_density: _Optional[_Iterable[float]] = ..., cut_row_share: _Optional[float] = ..., yarn_factor: _Optional[float] = ..., scorer: _Optional[str] = ..., queue_s: _Optional[float] = ..., tokenise_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., select_s: _Optional[float] = ..., model: _Optional[str] = ..., model_digest: _Optional[str] = ..., memory_s: _Optional[float] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("progress", "result")

@@ -59,7 +59,8 @@ class DrafterServiceServicer(object):
 
         Errors: INVALID_ARGUMENT (a field, or PROMPT_TOO_LONG), OUT_OF_RANGE (PART_OUT_OF_ORDER),
         DATA_LOSS (DIGEST_MISMATCH), RESOURCE_EXHAUSTED (QUEUE_FULL, with a measured retry hint),
-        DEADLINE_EXCEEDED, UNAVAILABLE (loading, draining, swapping).
+        DEADLINE_EXCEEDED, UNAVAILABLE (loading, draining, swapping, MEMORY_PLANE_LOST,
+        MEMORY_PLANE_REFUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
