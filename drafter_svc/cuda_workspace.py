@@ -2,12 +2,14 @@
 
 One arena holds everything that lives during a pass; `plan_pass` cuts it into named sections from
 the model's shape and the pass's sizes alone, so that what a length needs is known (and printed)
-without a GPU. The arena is kept between passes and replaced only by a larger one. Refuses nothing:
-an arena that does not fit is `kernels.errors.OutOfMemory`, raised where it is allocated.
+without a GPU. The arena is kept between passes, replaced by a larger one when a pass needs it, and
+by a smaller one when `SHRINK_AFTER` passes in a row have needed less than half of it. Refuses
+nothing: an arena that does not fit is `kernels.errors.OutOfMemory`, raised where it is allocated.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from kernels.device import Device, Memory
@@ -20,6 +22,7 @@ ALIGNMENT_BYTES = 256  # what an allocation has; 16 is the most that a kernel as
 # Rows of the residual that are normalised, projected or fed forward at once. 16,384 rows fill the
 # chip many times over with one product, and the feed-forward's activations stay at 0.3 GiB.
 CHUNK_ROWS = 16_384
+SHRINK_AFTER = 8  # passes: prompts that are long now and then do not allocate in each turn
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def plan_pass(shape: ModelShape, size: PassSize) -> WorkspacePlan:
 
 
 class Workspace:
-    """The arena: one allocation, as large as the largest pass so far.
+    """The arena: one allocation, as large as the largest of the last passes.
 
     Attributes:
         plan: of the pass that it was prepared for last.
@@ -130,6 +133,7 @@ class Workspace:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._memory: Memory | None = None
+        self._needed: deque[int] = deque(maxlen=SHRINK_AFTER)  # bytes of the last passes
         self.plan = WorkspacePlan()
 
     @property
@@ -143,9 +147,12 @@ class Workspace:
         Raises:
             OutOfMemory: it does not fit; no arena is held then.
         """
-        if self.num_bytes < plan.num_bytes:
+        self._needed.append(plan.num_bytes)
+        most = max(self._needed)  # what the arena was made for is among them at first
+        shrinks = 2 * most < self.num_bytes
+        if shrinks or self.num_bytes < plan.num_bytes:
             self.close()  # first: both at once might not fit
-            self._memory = self._device.allocate(plan.num_bytes)
+            self._memory = self._device.allocate(most if shrinks else plan.num_bytes)
         self.plan = plan
 
     def at(self, name: str) -> int:

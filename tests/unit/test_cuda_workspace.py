@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,13 @@ import pytest
 from bench.planted import PlantedLists, forced_blocks
 from bench.random_model import SHAPES, write_random_gguf
 from drafter_svc.cuda_weights import CudaWeights, check_shape, plan_layout, source_names
-from drafter_svc.cuda_workspace import PassSize, WorkspacePlan, plan_pass
+from drafter_svc.cuda_workspace import (
+    SHRINK_AFTER,
+    PassSize,
+    Workspace,
+    WorkspacePlan,
+    plan_pass,
+)
 from kernels.reference import BlockRule
 from modelfile.gguf_file import GgufFile
 from modelfile.hparams import ModelShape, expected_tensors
@@ -50,6 +56,59 @@ def test_sections_are_aligned_and_do_not_overlap(qwen: ModelShape) -> None:
         assert offset % 256 == 0 and offset >= end
         end = offset + plan.sizes[name]
     assert end <= plan.num_bytes
+
+
+class Allocations:
+    """The part of a device that the arena uses."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.held_bytes = 0
+
+    def allocate(self, num_bytes: int) -> Allocation:
+        self.made.append(num_bytes)
+        self.held_bytes += num_bytes
+        return Allocation(self, num_bytes)
+
+
+@dataclass
+class Allocation:
+    owner: Allocations
+    num_bytes: int
+    address: int = 0
+
+    def close(self) -> None:
+        self.owner.held_bytes -= self.num_bytes
+
+
+def arena_after(*needed_bytes: int) -> Allocations:
+    """Prepare an arena for passes that need so much, one after the other."""
+    device = Allocations()
+    workspace = Workspace(device)  # type: ignore[arg-type]
+    for num_bytes in needed_bytes:
+        plan = WorkspacePlan()
+        plan.add("x", num_bytes)
+        workspace.prepare(plan)
+        assert workspace.num_bytes == device.held_bytes >= num_bytes
+    return device
+
+
+@pytest.mark.parametrize(
+    ("needed", "made"),
+    [
+        ((1024, 512, 1024, 256), [1024]),
+        ((1024, 2048), [1024, 2048]),
+        ((4096, *[256] * (SHRINK_AFTER - 1)), [4096]),
+        ((4096, *[256] * (SHRINK_AFTER - 1), 512), [4096, 512]),
+        ((4096, 1024, *[256] * (SHRINK_AFTER - 1)), [4096, 1024]),
+        ((4096, *[2048] * (2 * SHRINK_AFTER)), [4096]),
+        ((4096, *[*[256] * (SHRINK_AFTER - 1), 4096] * 3), [4096]),
+    ],
+)
+def test_arena_grows_at_once_and_shrinks_when_no_recent_pass_needed_half_of_it(
+    needed: tuple[int, ...], made: list[int]
+) -> None:
+    assert arena_after(*needed).made == made
 
 
 def test_plan_tells_its_largest_sections_and_the_sum() -> None:
