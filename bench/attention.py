@@ -31,7 +31,7 @@ import numpy as np
 
 from bench import torch_attention
 from bench.attention_layer import BLOCK, PATHS, Layer, Shape, listed_flops
-from bench.gpu_options import aligned, densities, integers, names, open_cuda
+from bench.gpu_options import aligned, commit, densities, integers, names, open_cuda
 from bench.planted import plant
 from kernels.device import Device
 from kernels.errors import KernelError
@@ -212,6 +212,7 @@ class Bench:
         return {
             "bench": "attention",
             "gpu": f"{self.device.name}, {self.device.arch}",
+            "commit": commit(),
             "date": datetime.date.today().isoformat(),
             "shape": asdict(self.shape),
             "rows": self.rows,

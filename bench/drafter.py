@@ -21,7 +21,6 @@ import argparse
 import datetime
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import torch_dense
-from bench.gpu_options import aligned, densities, integers, names, open_cuda
+from bench.gpu_options import ROOT, aligned, commit, densities, integers, names, open_cuda
 from bench.planted import PlantedLists
 from bench.random_model import SHAPES, write_random_gguf
 from drafter_svc.backend import AttentionConfig, ChunkScores, ScoreInput
@@ -44,7 +43,6 @@ from drafter_svc.cuda_marks import STAGES
 from drafter_svc.cuda_workspace import CHUNK_ROWS
 from kernels.device import Device
 
-ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
 BUNDLED = ("skim-drafter.gguf", "skim-drafter-cross.gguf")
 
@@ -233,20 +231,6 @@ def prose_ids(path: Path, num_tokens: int) -> NDArray[np.int32]:
 def share(part: float, whole: float) -> float:
     """A ratio that is 0 of nothing."""
     return part / whole if whole else 0.0
-
-
-def commit() -> str:
-    """The commit that is measured; empty outside a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()
 
 
 def table(summary: dict[str, Any]) -> str:

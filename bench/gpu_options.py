@@ -1,11 +1,16 @@
-"""What the GPU benchmarks share: lists on the command line, the device, and an aligned table."""
+"""What the GPU benchmarks share: lists on the command line, the device, the commit, a table."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from kernels.device import Device
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def integers(text: str) -> list[int]:
@@ -41,6 +46,26 @@ def open_cuda() -> Device:
     from kernels.cuda_device import CudaDevice
 
     return CudaDevice()
+
+
+def commit() -> str:
+    """The commit that is measured: `GIT_COMMIT`, for a copy without history, else the checkout's.
+
+    Empty where there is neither.
+    """
+    given = os.environ.get("GIT_COMMIT")
+    if given:
+        return given
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

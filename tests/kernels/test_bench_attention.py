@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bench import torch_attention
+from bench import gpu_options, torch_attention
 from bench.attention import main
 from bench.attention_layer import Layer, Shape, listed_flops
 from bench.planted import plant
@@ -54,6 +56,7 @@ def test_rows_of_both_paths_and_a_sweep(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_tool("g++")
+    monkeypatch.setenv("GIT_COMMIT", "abc1234")
     monkeypatch.setattr("bench.attention.variants", lambda head_dim: {})
     monkeypatch.setattr(torch_attention, "why_not", lambda: "torch is not asked here")
     given = (
@@ -70,5 +73,24 @@ def test_rows_of_both_paths_and_a_sweep(
     ]
     apart = [row["furthest_from_hopper"] for row in summary["rows"][1::2]]
     assert max(apart) < 2**-5  # of values below 4, each path rounds weights and output to bf16
+    assert summary["commit"] == "abc1234"
     assert 0 < summary["rows"][0]["finding_share"] < 1
     assert summary["left_out"] == ["PyTorch dense 1,100: torch is not asked here"]
+
+
+def test_commit_is_the_checkouts_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    monkeypatch.setattr(
+        gpu_options.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="a1\n")
+    )
+    assert gpu_options.commit() == "a1"
+    monkeypatch.setenv("GIT_COMMIT", "b2")
+    assert gpu_options.commit() == "b2"
+
+
+def test_commit_is_empty_outside_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    monkeypatch.setattr(gpu_options, "ROOT", tmp_path)
+    assert gpu_options.commit() == ""
