@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.gpu_options import aligned, open_cuda
+from bench.gpu_options import aligned, commit, open_cuda
 from kernels.device import Device
 from kernels.ops.chunk_reduce import chunk_reduce
 from kernels.ops.dequant import DEQUANT_TYPES, dequant
@@ -236,6 +236,7 @@ def main(
     summary = {
         "bench": "kernels",
         "gpu": gpu,
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "tokens": options.tokens,
         "launches": options.launches,
