@@ -1,8 +1,19 @@
-"""What holds for all tests: which of them are collected."""
+"""What holds for all tests: their markers, and which of them are collected."""
 
 from __future__ import annotations
 
 import pytest
+
+# Here and not in pyproject.toml: a machine with a GPU may run the tests without that file.
+MARKERS = (
+    "gpu: needs a CUDA device; run with -m gpu, and skipped with one sentence where there is none",
+    "e2e: starts the real services as processes",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
