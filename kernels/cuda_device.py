@@ -1,11 +1,11 @@
 """One GPU through cuda.core: memory, copies, launches, marks, tensor maps, products.
 
 The `Device` that the drafter runs on; only it, the modules it is made of (`cuda_memory`,
-`cuda_copies`, `compiler`, `gemm`, `ipc.window`) and the landlord's `ipc.cuda_physical` import
-`cuda`. Work is queued on one stream, copies of pinned memory on a second; calls may come from any
-thread, one at a time. No managed memory. Every error of a launch carries the kernel's name; what
-fails later, inside a kernel, is reported by the next call that waits, with the name of the last
-launch, or by the launch itself if `check_each_launch`.
+`cuda_copies`, `compiler`, `gemm`, `ipc.window`) and the landlords of `kernels.ipc` import `cuda`.
+Work is queued on one stream, copies of pinned memory on a second; calls may come from any thread,
+one at a time. No managed memory. Every error of a launch carries the kernel's name; what fails
+later, inside a kernel, is reported by the next call that waits, with the name of the last launch,
+or by the launch itself if `check_each_launch`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from kernels.cuda_memory import CudaMemory, Staging, encode_tensor_map
 from kernels.device import Arg, KernelSource, Mark, Pinned, TensorMap
 from kernels.errors import InvalidArgument, KernelError, LaunchError, NoDevice, OutOfMemory
 from kernels.gemm import WORKSPACE_BYTES, Gemm
+from kernels.ipc.cuda_legacy import CudaImport
 from kernels.ipc.window import CudaWindow
 from kernels.specialisation import OLDEST_CAPABILITY, arch_of
 
@@ -110,7 +111,7 @@ class CudaDevice:
         self._kernels: dict[KernelSource, Any] = {}
         self._shared_bytes: dict[KernelSource, int] = {}  # permitted so far
         self._live: set[int] = set()
-        self._shared: list[CudaWindow | CudaPinned] = []  # closed with the device
+        self._shared: list[CudaWindow | CudaPinned | CudaImport] = []  # closed with the device
         self._copies: CopyQueue | None = None
         self._staging: Staging | None = None
         self._gemm: Gemm | None = None
@@ -129,6 +130,12 @@ class CudaDevice:
         self._queued("allocate", (status,))
         self._live.add(int(address))
         return CudaMemory(int(address), num_bytes, self._release)
+
+    def import_handle(self, handle: bytes, num_bytes: int) -> CudaImport:
+        self._enter()
+        opened = CudaImport(handle, num_bytes, self._enter, self.synchronize)
+        self._shared = [*(part for part in self._shared if not part.closed), opened]
+        return opened
 
     def reserve(self, size_bytes: int) -> CudaWindow:
         self._enter()

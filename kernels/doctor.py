@@ -1,8 +1,9 @@
 """Say in JSON what the kernels can run on, and why not on a GPU where they cannot.
 
 `python -m kernels.doctor` prints one JSON object; `skim doctor` runs it as a child process, so a
-missing extra or a broken driver is a line in its report. Takes no memory of a GPU and makes no
-context. Never raises for what it finds: each reason to use the CPU becomes one sentence.
+missing extra or a broken driver is a line in its report. Where there is a GPU it also tries, for a
+few seconds, each way to share its memory between two processes. `examine` alone takes no memory of
+a GPU and makes no context. Never raises for what it finds: each reason becomes one sentence.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import json
 import platform
 from typing import Any
 
+from kernels.ipc.transports import try_transports
 from kernels.specialisation import OLDEST_CAPABILITY, arch_of
 
 OLDEST_DRIVER = 13000  # CUDA 13.0: what the installed bindings call
 LEAST_FREE_BYTES = 1 << 30  # a context alone takes 524 MiB; a model's need is known to its loader
 INSTALL = "pip install 'skim[gpu]'"
+NOT_TRIED = "No GPU, so no memory to share between drafter and target: no transport was tried."
 
 
 class _Unusable(Exception):
@@ -172,5 +175,18 @@ def _cublaslt_version() -> str:
     return f"{version // 10000}.{version % 10000 // 100}.{version % 100}"
 
 
+def examine_with_transports() -> dict[str, Any]:
+    """The same, and what became of a trial of each memory transport.
+
+    Returns:
+        `examine`'s report with `transports` (see `kernels.ipc.trial.landlord`; none without a GPU)
+        and a sentence for each.
+    """
+    report = examine()
+    report["transports"] = try_transports() if report["backend"] == "cuda" else []
+    report["lines"] += [trial["line"] for trial in report["transports"]] or [NOT_TRIED]
+    return report
+
+
 if __name__ == "__main__":
-    print(json.dumps(examine()))
+    print(json.dumps(examine_with_transports()))

@@ -92,15 +92,16 @@ def check_size(size_bytes: int, granularity_bytes: int) -> None:
         )
 
 
-def open_physical(ordinal: int = 0) -> Physical:
+def open_physical(ordinal: int = 0, transport: Transport = "vmm_fd") -> Physical:
     """The physical memory of a GPU, as CUDA counts GPUs.
 
     Raises:
         NoDevice: there is no such GPU, or what it needs is not installed; says why.
     """
     try:
+        from kernels.ipc.cuda_legacy import CudaLegacyPhysical
         from kernels.ipc.cuda_physical import CudaPhysical
     except ImportError as error:
         why = f"cuda-python is not installed ({error}): pip install 'skim[gpu]'"
         raise NoDevice("device", why) from error
-    return CudaPhysical(ordinal)
+    return CudaPhysical(ordinal) if transport == "vmm_fd" else CudaLegacyPhysical(ordinal)

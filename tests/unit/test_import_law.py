@@ -23,6 +23,7 @@ CUDA_HOMES = {  # modules of kernels/
     "cuda_calls",
     "cuda_copies",
     "cuda_device",
+    "cuda_legacy",
     "cuda_memory",
     "cuda_physical",
     "gemm",

@@ -93,6 +93,23 @@ def examine(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> dict[str, Any]:
     return doctor.examine()
 
 
+def test_transports_are_not_tried_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: {"backend": "cpu", "lines": ["no GPU"]})
+    report = doctor.examine_with_transports()
+    assert report["transports"] == []
+    assert report["lines"] == ["no GPU", doctor.NOT_TRIED]
+
+
+def test_each_transport_has_a_line_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [{"ok": True, "line": "vmm_fd works"}, {"ok": False, "line": "legacy_ipc does not"}]
+    monkeypatch.setattr(doctor, "examine", lambda: {"backend": "cuda", "ok": True, "lines": []})
+    monkeypatch.setattr(doctor, "try_transports", lambda: trials)
+    report = doctor.examine_with_transports()
+    assert report["transports"] == trials
+    assert report["lines"] == ["vmm_fd works", "legacy_ipc does not"]
+    assert report["ok"]  # a drafter without a memory plane still works
+
+
 def test_doctor_prints_one_json_object() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kernels.doctor"], capture_output=True, text=True, timeout=60
