@@ -92,7 +92,8 @@ def test_peers_are_siblings_in_sessions_of_their_own(
 ) -> None:
     (tmp_path / "telling.py").write_text(
         "import json, os\n"
-        "print(json.dumps({'ok': False, 'reason': f'{os.getppid()} {os.getsid(0) == os.getpid()}'}))"
+        "alone = os.getsid(0) == os.getpid()\n"
+        "print(json.dumps({'ok': False, 'reason': f'{os.getppid()} {alone}'}))"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert try_transport("vmm_fd", module="telling")["reason"] == f"{os.getpid()} True"
