@@ -17,13 +17,16 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import asyncio
 import sys
+from typing import Any
 
 from drafter_svc.admin import AdminServicer
 from drafter_svc.config import DrafterSettings
 from drafter_svc.cuda_lists import Planter
 from drafter_svc.drafter import check_backend
 from drafter_svc.host import DrafterHost
+from drafter_svc.memory_plane import MemoryPlane
 from drafter_svc.service import DrafterServicer
+from kernels.device import Device
 from skim.log import get_logger
 from skim.process import run_service
 from skim.rpc import RpcServer
@@ -47,17 +50,38 @@ def make_server(settings: DrafterSettings, host: DrafterHost) -> RpcServer:
     return server
 
 
-async def serve(settings: DrafterSettings, planted: Planter | None = None) -> None:
+def make_plane(
+    settings: DrafterSettings, planted: Planter | None, device: Device | None
+) -> MemoryPlane | None:
+    """The memory plane that the settings name; None: weights have memory of their own.
+
+    Raises:
+        ConfigError: the settings ask for CUDA and it cannot be used.
+    """
+    why_cpu = None if device is not None else check_backend(settings)
+    if settings.memory_socket is None:
+        return None
+    if why_cpu is not None:
+        log.warning("memory_socket_unused", why_cpu=why_cpu)
+        return None
+    options: dict[str, Any] = {} if device is None else {"device": device, "warm_up_tokens": 0}
+    return MemoryPlane(settings, planted=planted, **options)
+
+
+async def serve(
+    settings: DrafterSettings, planted: Planter | None = None, device: Device | None = None
+) -> None:
     """Serve until told to stop.
 
     Args:
         planted: see `cuda_backend.CudaBackend`; benchmarks only.
+        device: in the place of the first GPU, where the weights are in a memory plane; tests only.
     Raises:
         ConfigError: a port is in use, or the backend is not there.
         ModelFileError: the model cannot be used.
     """
-    check_backend(settings)
-    host = DrafterHost(settings, planted=planted)
+    plane = make_plane(settings, planted, device)
+    host = DrafterHost(settings, planted=planted, plane=plane)
     server = make_server(settings, host)
     server.catch_signals()
     await server.start()

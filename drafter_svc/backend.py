@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from skim.errors import InvalidRequest
 
+# In the place of the layers done: the pass has its turn and waits for its weights' device memory.
+WAITING_FOR_MEMORY = -1
+
 SCORERS = ("specprefill", "mid_layer", "lexical", "ends", "random")
 
 
@@ -138,6 +141,7 @@ class ChunkScores:
             also find, the choice of blocks, which the CPU counts as attend).
         num_queries: scoring queries.
         query_copied: the query's tokens were run again after the prompt.
+        memory_s: seconds before the pass in which it waited for its weights' device memory.
     """
 
     scores: NDArray[np.float32]
@@ -149,6 +153,7 @@ class ChunkScores:
     stage_s: dict[str, float] = field(default_factory=dict)
     num_queries: int = 0
     query_copied: bool = False
+    memory_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,10 +198,12 @@ class Backend(Protocol):
             request: what to score.
             stop: set by anybody to abandon the pass; looked at before each block of work.
             progress: called in this thread as (layers_done, layers_total), layers_done rising
-                from 0; scorers without a model call it once, as (0, 0).
+                from 0; scorers without a model call it once, as (0, 0). Before that once with
+                WAITING_FOR_MEMORY in the place of layers_done if the weights are parked.
         Raises:
             Cancelled: `stop` was set.
             InvalidRequest: an id is outside the vocabulary, or look-ahead does not fit.
+            Unavailable: the weights are parked, and nobody is there to give them memory.
         """
         ...
 

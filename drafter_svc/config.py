@@ -45,6 +45,14 @@ class DrafterSettings(ServiceSettings):
     # Most that look-ahead's keys and values may take.
     workspace_bytes: int = Field(default=2 << 30, ge=0)
 
+    # Unix socket of the landlord that gives the weights GPU memory (a target's memory_socket).
+    # Unset: they are this process's own.
+    memory_socket: Path | None = None
+    # While the target decodes on the same GPU, a pass works at least so long, then pauses so long,
+    # in milliseconds: without pauses decode steps take 3.65 times as long. Pause 0: none.
+    pace_work_ms: float = Field(default=14.0, ge=0.0, le=1_000.0)
+    pace_pause_ms: float = Field(default=15.0, ge=0.0, le=1_000.0)
+
     # Requests that wait for the pass; one more is refused with RESOURCE_EXHAUSTED.
     queue_limit: int = Field(default=8, ge=0, le=4_096)
     # Score calls open at once, uploading ones included: bounds the prompts held in memory.

@@ -16,12 +16,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from drafter_svc.architecture import scaling_for
-from drafter_svc.backend import AttentionConfig, ChunkScores, DrafterModel, ScoreInput
+from drafter_svc.backend import (
+    WAITING_FOR_MEMORY,
+    AttentionConfig,
+    ChunkScores,
+    DrafterModel,
+    ScoreInput,
+)
 from drafter_svc.cuda_attention import CudaAttention, most_sparse_rows
 from drafter_svc.cuda_errors import kernel_errors
 from drafter_svc.cuda_forward import CudaForward
@@ -30,6 +37,8 @@ from drafter_svc.cuda_marks import StageMarks
 from drafter_svc.cuda_scoring import CudaScoring
 from drafter_svc.cuda_weights import CudaWeights
 from drafter_svc.cuda_workspace import BLOCK_TOKENS, CHUNK_ROWS, PassSize, Workspace, plan_pass
+from drafter_svc.pacing import Pacer
+from drafter_svc.residency import Arrivals, Residency
 from drafter_svc.scorers import ATTENTION_SCORERS, AttentionScorer
 from drafter_svc.scorers.queries import QueryPlan, plan_queries
 from drafter_svc.scorers.tally import LAYER_GROUPS
@@ -62,12 +71,17 @@ class CudaBackend:
         *,
         planted: Planter | None = None,
         chunk_rows: int = CHUNK_ROWS,
+        residency: Residency | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
         """Take a device and weights that are on it; both are closed with the backend.
 
         Args:
             planted: gives the block lists that stand in for the selected ones; benchmarks only.
             chunk_rows: see `cuda_workspace.CHUNK_ROWS`.
+            residency: of weights that a landlord gives memory to; closed in the place of the
+                device, which is not the backend's then. None: the weights stay where they are.
+            pacer: makes a pass pause while others need the GPU; None: it never does.
         """
         self.device = device
         self.weights = weights
@@ -75,6 +89,9 @@ class CudaBackend:
         self._model = weights.describe()
         self.planted = PlantedOnDevice(device, planted)
         self._chunk_rows = chunk_rows
+        self._residency, self._pacer = residency, pacer
+        if residency is not None:
+            residency.on_release = self._release
         self._closed = False
 
     @classmethod
@@ -99,7 +116,7 @@ class CudaBackend:
             EngineFault: a kernel failed.
         """
         with kernel_errors(f"loading {path}"):
-            device = device or _first_gpu()
+            device = device or first_gpu()
             try:
                 with GgufFile.open(path) as file:
                     weights = CudaWeights.load(device, file)
@@ -114,7 +131,7 @@ class CudaBackend:
         return self._model
 
     def close(self) -> None:
-        """Release the arena, the weights and the device; idempotent.
+        """Release the arena, the weights and the device (or their residency); idempotent.
 
         Raises:
             EngineFault: the GPU failed; everything was let go all the same.
@@ -123,7 +140,8 @@ class CudaBackend:
             return
         self._closed = True
         with kernel_errors("closing"), ExitStack() as stack:
-            for part in (self.device, self.weights, self.workspace, self.planted):
+            place = self._residency or self.device
+            for part in (place, self.weights, self.workspace, self.planted):
                 stack.callback(part.close)  # the last one first, each whatever the others raise
 
     def score(
@@ -139,10 +157,25 @@ class CudaBackend:
         if by_text is not None:
             return by_text
         _check_supported(request)
+        scorer = ATTENTION_SCORERS[request.scorer]
         with kernel_errors(f"scoring {request.num_tokens} tokens"):
-            return self._score_by_attention(
-                request, ATTENTION_SCORERS[request.scorer], stop, progress
-            )
+            if self._residency is None:
+                return self._score_by_attention(request, scorer, stop, progress, ())
+            began_s = time.monotonic()
+            layers = scorer.scored_layers(self._model.num_layers).stop
+            with self._residency.hold(
+                stop, lambda: progress(WAITING_FOR_MEMORY, layers)
+            ) as arrivals:
+                memory_s = time.monotonic() - began_s
+                scores = self._score_by_attention(request, scorer, stop, progress, arrivals)
+            return replace(scores, memory_s=memory_s)
+
+    def _release(self) -> int:
+        """Give back what passes keep on the device; how many bytes that were."""
+        held = self.workspace.num_bytes + self.planted.num_bytes
+        self.workspace.close()
+        self.planted.close()
+        return held
 
     def warm_up(
         self, stop: threading.Event | None = None, *, num_tokens: int = WARM_UP_TOKENS
@@ -181,6 +214,14 @@ class CudaBackend:
             self.workspace.close()
         return time.monotonic() - began_s
 
+    def _pauses(self, stop: threading.Event) -> Callable[[], None]:
+        """What a pass calls where it may pause."""
+        pacer = self._pacer
+        if pacer is None:
+            return lambda: None
+        pacer.begin()
+        return lambda: pacer.point(lambda: self.device.record(timed=False).wait(), stop)
+
     def plan(self, request: ScoreInput) -> tuple[QueryPlan, PassSize]:
         """Where the queries of a request stand, and what the size of its pass depends on."""
         queries = plan_queries(request.num_tokens, request.query_tokens, request.last_token_query)
@@ -214,6 +255,7 @@ class CudaBackend:
         scorer: AttentionScorer,
         stop: threading.Event,
         progress: Callable[[int, int], None],
+        arrivals: Arrivals,
     ) -> ChunkScores:
         queries, size = self.plan(request)
         self._check_length(size)
@@ -224,7 +266,10 @@ class CudaBackend:
         scored = scorer.scored_layers(self._model.num_layers)
         self.workspace.prepare(plan_pass(self.weights.shape, size))
         marks = StageMarks(self.device)
-        forward = CudaForward(self.device, self.weights, self.workspace, size, scaling, marks)
+        pause = self._pauses(stop)
+        forward = CudaForward(
+            self.device, self.weights, self.workspace, size, scaling, marks, pause
+        )
         scoring = CudaScoring(
             self.device,
             self.weights.shape,
@@ -246,11 +291,17 @@ class CudaBackend:
             self.device, self.weights.shape, self.workspace, size, request.attention, lists
         )
         progress(0, scored.stop)
+        if arrivals:  # the embeddings come with the first layer
+            self.device.wait_for(arrivals[0])
         forward.embed(ids)
         reached: list[Mark] = []
         for index in range(scored.stop):
             if stop.is_set():
                 raise Cancelled("the scoring pass was stopped")
+            if index:
+                pause()
+            if arrivals:
+                self.device.wait_for(arrivals[index])
             last = index == scored.stop - 1
             if last:
                 forward.project_last(index)
@@ -286,7 +337,8 @@ def _nobody(done: int, total: int) -> None:
     """Of a pass whose progress nobody follows."""
 
 
-def _first_gpu() -> Device:
+def first_gpu() -> Device:
+    """Open the first GPU; NoDevice when there is none, or a package is missing."""
     try:
         from kernels.cuda_device import CudaDevice
     except ImportError as error:

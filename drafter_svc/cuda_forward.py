@@ -2,7 +2,7 @@
 
 Layer-streaming like `cpu_forward`: the whole sequence goes through one layer, then the next, and
 only one layer's queries, keys and values exist. Wide activations (normed rows, the feed-forward's
-two halves) exist for a chunk of rows at a time. Nothing here waits for the GPU.
+two halves) exist for a chunk of rows at a time. Nothing here waits for the GPU but `pause`.
 
 The residual is float32, everything that enters a matrix product or the attention is bf16. Queries,
 keys and values of a token stand side by side in one row of `qkv`; positions turn them in place, and
@@ -11,7 +11,7 @@ the attention writes its output over the queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class CudaForward:
         workspace: prepared for a pass of `size`.
         scaling: how positions past the trained context are mapped back into it.
         marks: told at the end of each stage.
+        pause: called between two chunks of rows; may hold the host up.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class CudaForward:
         size: PassSize,
         scaling: RopeScaling,
         marks: StageMarks,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._device, self._weights, self._size, self._marks = device, weights, size, marks
+        self._pause = pause
         self._at = workspace.at
         shape = self._shape = weights.shape
         self._q_width = shape.heads * shape.head_dim
@@ -180,6 +183,8 @@ class CudaForward:
     def _chunks(self, num_rows: int) -> Iterator[tuple[int, int]]:
         step = self._size.chunk_rows
         for begin in range(0, num_rows, step):
+            if begin:
+                self._pause()
             yield begin, min(step, num_rows - begin)
 
     def _norm(self, weight: int, begin: int, rows: int, *, rows_of: int = 0) -> None:

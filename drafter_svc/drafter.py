@@ -18,6 +18,8 @@ from drafter_svc.config import DrafterSettings
 from drafter_svc.cpu_backend import CpuBackend
 from drafter_svc.cuda_backend import CudaBackend
 from drafter_svc.cuda_lists import Planter
+from drafter_svc.memory_plane import MemoryPlane, Place
+from drafter_svc.residency import Residency
 from kernels.doctor import examine as examine_kernels
 from modelfile.gguf_file import GgufFile
 from modelfile.tokenizer import Tokenizer
@@ -29,7 +31,8 @@ class Drafter:
     """One model, ready to score. `close` it when no pass uses it any more.
 
     `why_cpu` says why its passes run on the CPU; None: they run on a GPU. `warm_up_s` is what the
-    GPU's first passes took, in which kernels were made ready.
+    GPU's first passes took, in which kernels were made ready. `place` is that of its weights in
+    the memory plane; None: they are its own.
     """
 
     name: str
@@ -39,9 +42,30 @@ class Drafter:
     backend: Backend
     why_cpu: str | None = None
     warm_up_s: float = 0.0
+    place: Place | None = None
+
+    @property
+    def residency(self) -> Residency | None:
+        """Where the weights are; None: in memory of their own, always there."""
+        return None if self.place is None else self.place.residency
+
+    def activate(self, timeout_s: float | None = None) -> None:
+        """Be the one that scores: take the place in the memory plane, where there is one.
+
+        Raises: see `Place.take`.
+        """
+        if self.place is not None:
+            self.place.take(timeout_s)
+
+    def idle(self) -> None:
+        """No request runs or waits."""
+        if self.place is not None:
+            self.place.residency.idle()
 
     def close(self) -> None:
         """Release the weights; idempotent."""
+        if self.place is not None:
+            self.place.leave()
         self.backend.close()
 
 
@@ -55,12 +79,14 @@ def open_drafter(
     *,
     planted: Planter | None = None,
     stop: threading.Event | None = None,
+    plane: MemoryPlane | None = None,
 ) -> Drafter:
     """Read a GGUF file and make its weights and kernels ready.
 
     Args:
         stop: set by anybody to abandon it while a GPU's kernels are made ready.
         planted: see `cuda_backend.CudaBackend`; benchmarks only.
+        plane: gives a GPU's weights their memory, once they are activated; None: it is their own.
     Raises:
         ModelFileError: the file is unreadable, corrupt or not supported.
         ConfigError: the configured backend is not there.
@@ -70,8 +96,9 @@ def open_drafter(
     with GgufFile.open(path) as file:
         tokenizer = Tokenizer.from_gguf(file)
         digests = file.model_digest, file.layout_digest
-    backend, why_cpu, warm_up_s = open_backend(path, settings, planted=planted, stop=stop)
-    return Drafter(name, *digests, tokenizer, backend, why_cpu, warm_up_s)
+    opened = open_backend(path, settings, planted=planted, stop=stop, plane=plane, name=name)
+    backend, why_cpu, warm_up_s, place = opened
+    return Drafter(name, *digests, tokenizer, backend, why_cpu, warm_up_s, place)
 
 
 class Opened(NamedTuple):
@@ -79,7 +106,8 @@ class Opened(NamedTuple):
 
     backend: Backend
     why_cpu: str | None
-    warm_up_s: float
+    warm_up_s: float = 0.0
+    place: Place | None = None
 
 
 def open_backend(
@@ -88,14 +116,19 @@ def open_backend(
     *,
     planted: Planter | None = None,
     stop: threading.Event | None = None,
+    plane: MemoryPlane | None = None,
+    name: str = "",
 ) -> Opened:
     """Load the weights where the settings say, and make a GPU's kernels ready.
 
     Raises: see `open_drafter`.
     """
-    reason = check_backend(settings)
+    reason = None if plane is not None else check_backend(settings)
     if reason is None:
         try:
+            if plane is not None:
+                backend, place = plane.open(name, path)
+                return Opened(backend, None, place=place)
             return _open_on_gpu(path, planted, stop)
         except Cancelled:
             raise
@@ -103,12 +136,12 @@ def open_backend(
             if settings.backend == "cuda":
                 raise
             reason = error.message
-    backend = CpuBackend.open(
+    on_cpu = CpuBackend.open(
         path,
         num_threads=settings.threads or None,
         workspace_bytes=settings.workspace_bytes,
     )
-    return Opened(backend, reason, 0.0)
+    return Opened(on_cpu, reason)
 
 
 def _open_on_gpu(path: Path, planted: Planter | None, stop: threading.Event | None) -> Opened:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from drafter_svc.config import DrafterSettings
 from drafter_svc.drafter import Drafter
 from drafter_svc.pipeline import Ask, Skimmed
+from drafter_svc.residency import Phase, Residency
 from drafter_svc.scorers import ATTENTION_SCORERS
 from drafter_svc.selection import Outcome, SelectionConfig
 from skim.request_checks import (
@@ -37,6 +38,14 @@ _OUTCOMES = {
     Outcome.COVERAGE: drafter_pb2.SELECTION_OUTCOME_COVERAGE,
     Outcome.LOW_COVERAGE: drafter_pb2.SELECTION_OUTCOME_LOW_COVERAGE,
     Outcome.FORCED_ONLY: drafter_pb2.SELECTION_OUTCOME_FORCED_ONLY,
+}
+_RESIDENCIES = {
+    Phase.LOST: drafter_pb2.RESIDENCY_STATE_PARKED,  # off the device, until a landlord is back
+    Phase.PARKED: drafter_pb2.RESIDENCY_STATE_PARKED,
+    Phase.ARRIVING: drafter_pb2.RESIDENCY_STATE_UNPARKING,
+    Phase.RESIDENT: drafter_pb2.RESIDENCY_STATE_RESIDENT,
+    Phase.LEAVING: drafter_pb2.RESIDENCY_STATE_PARKING,
+    Phase.FAILED: drafter_pb2.RESIDENCY_STATE_FAILED,
 }
 
 
@@ -101,10 +110,16 @@ def result_to_proto(
         select_s=skimmed.select_s,
         model=drafter.name,
         model_digest=drafter.model_digest,
+        memory_s=scores.memory_s,
     )
     if selection.coverage is not None:
         result.coverage = selection.coverage
     return drafter_pb2.ScoreResponse(result=result)
+
+
+def residency_to_proto(residency: Residency | None) -> drafter_pb2.ResidencyState:
+    """Say where the weights are; those that are the process's own are always there."""
+    return _RESIDENCIES[Phase.RESIDENT if residency is None else residency.phase]
 
 
 def progress_to_proto(stage: pb.Stage, done: int, total: int) -> drafter_pb2.ScoreResponse:

@@ -9,6 +9,7 @@ configured with (NotFound).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,16 +17,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from drafter_svc.config import DrafterSettings
 from drafter_svc.cuda_lists import Planter
 from drafter_svc.drafter import Drafter, OpenDrafter, open_drafter
+from drafter_svc.memory_plane import MemoryPlane
 from drafter_svc.queue import PassQueue
-from skim.errors import Busy, NotFound, Unavailable
+from skim.errors import Busy, NotFound, SkimError, Unavailable
 from skim.log import get_logger
 
 log = get_logger()
 
+T = TypeVar("T")
+
+# A swap gives up when the landlord has no place for the new model within this.
+PLACE_WITHIN_S = 30.0
 RETRY_AFTER_S = 1.0  # a model of the usual size is read in about this time
 
 
@@ -36,6 +43,7 @@ class DrafterHost:
         settings: of this process.
         opener: reads a model; tests pass their own.
         planted: see `cuda_backend.CudaBackend`; benchmarks only.
+        plane: gives weights on a GPU their memory; closed with the host. None: it is their own.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class DrafterHost:
         opener: OpenDrafter | None = None,
         *,
         planted: Planter | None = None,
+        plane: MemoryPlane | None = None,
     ) -> None:
         self.settings = settings
         self.queue = PassQueue(
@@ -53,11 +62,13 @@ class DrafterHost:
         self.pool = ThreadPoolExecutor(settings.tokenise_threads, thread_name_prefix="prompt")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._closing = threading.Event()
+        self._plane = plane
         self._open = opener or partial(
-            open_drafter, settings=settings, planted=planted, stop=self._closing
+            open_drafter, settings=settings, planted=planted, stop=self._closing, plane=plane
         )
         self._catalogue = settings.catalogue()
         self._current: Drafter | None = None
+        self.queue.on_idle = self._idle
         self._ready: dict[str, Drafter] = {}  # loaded ahead of a swap
         self._change = asyncio.Lock()
         self._swapping = False
@@ -131,15 +142,18 @@ class DrafterHost:
             self._streams -= 1
 
     async def start(self) -> None:
-        """Load the first model.
+        """Load the first model; with a memory plane, wait for the landlord's answer.
 
         Raises:
             ModelFileError: it cannot be used.
-            ConfigError: the configured backend is not there.
+            ConfigError: the configured backend is not there, or the landlord refuses us.
         """
         async with self._change:
-            self._current = await self._read(next(iter(self._catalogue)))
+            drafter = await self._read(next(iter(self._catalogue)))
+            await self._in_loader(_activate, drafter)
+            self._current = drafter
             await self.on_serving(True)
+            self._idle()
 
     async def load(self, name: str) -> Drafter:
         """Make a drafter ready beside the one that scores.
@@ -159,11 +173,14 @@ class DrafterHost:
     async def swap(self, name: str) -> tuple[str, float]:
         """Score with another drafter from now on; the old one's weights are released.
 
+        In a memory plane the landlord keeps the old one's, and may know the new one's already.
+
         Returns:
             The name of the old one, and the seconds without service.
         Raises:
             NotFound: no such name.
             ModelFileError: its file cannot be used; the old drafter goes on.
+            Unavailable, EngineFault: the landlord gives the new one no place; the old one goes on.
         """
         self._path(name)
         async with self._change:
@@ -176,12 +193,15 @@ class DrafterHost:
                 await self.on_serving(False)
                 await self.queue.pause()
                 new = self._ready.pop(name, None) or await self._read(name)
+                await self._in_loader(_activate, new, old)
                 self._current = new
                 old.close()
             finally:
                 self._swapping = False
                 self.queue.resume()
                 await self.on_serving(True)
+                if not self.queue.running:
+                    self._idle()
             swap_s = time.monotonic() - begin_s
         log.info("drafter_swapped", previous=old.name, model=name, swap_s=swap_s)
         return old.name, swap_s
@@ -190,11 +210,22 @@ class DrafterHost:
         """Stop the running pass, and a model that is being made ready; release everything."""
         self._closing.set()
         await self.queue.close()
+        if self._plane is not None:
+            await asyncio.to_thread(self._plane.end_lease)
+            # It may be waiting for the landlord with a model of the plane in its hands.
+            await asyncio.to_thread(self._loader.shutdown, cancel_futures=True)
         for drafter in filter(None, (self._current, *self._ready.values())):
             drafter.close()
         self._ready.clear()
         self.pool.shutdown(wait=False, cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)
+        if self._plane is not None:
+            self._plane.close()
+
+    def _idle(self) -> None:
+        """No request runs or waits: a landlord may want to know."""
+        if self._current is not None:
+            self._current.idle()
 
     def _path(self, name: str) -> Path:
         path = self._catalogue.get(name)
@@ -208,10 +239,13 @@ class DrafterHost:
             )
         return path
 
+    async def _in_loader(self, work: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._loader, work, *arguments)
+
     async def _read(self, name: str) -> Drafter:
         begin_s = time.monotonic()
-        loop = asyncio.get_running_loop()
-        drafter = await loop.run_in_executor(self._loader, self._open, name, self._path(name))
+        drafter = await self._in_loader(self._open, name, self._path(name))
         log.info(
             "drafter_loaded",
             model=name,
@@ -222,6 +256,18 @@ class DrafterHost:
             warm_up_s=drafter.warm_up_s,
         )
         return drafter
+
+
+def _activate(new: Drafter, old: Drafter | None = None) -> None:
+    """Give a drafter its place; where that fails, the one before gets its own again."""
+    try:
+        new.activate(None if old is None else PLACE_WITHIN_S)
+    except BaseException:
+        new.close()
+        if old is not None:
+            with contextlib.suppress(SkimError):  # its requests wait for the landlord, or are told
+                old.activate(PLACE_WITHIN_S)
+        raise
 
 
 async def _nobody(serving: bool) -> None:

@@ -163,7 +163,7 @@ def skim(
         selection,
         scores,
         prompt_tokens=prompt.ids.size,
-        forward_s=scored_s - begin_s,
+        forward_s=scored_s - begin_s - scores.memory_s,
         select_s=time.monotonic() - scored_s,
     )
 

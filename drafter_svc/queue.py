@@ -88,6 +88,7 @@ class Ticket:
             self.stop,
             time_left=self.time_left,
             on_end=self._on_end,
+            on_begin=self._on_begin,
         )
 
     def leave(self) -> None:
@@ -99,6 +100,10 @@ class Ticket:
     def notify(self) -> None:
         """Make `turns` look again."""
         self._changed.set()
+
+    def _on_begin(self) -> None:
+        """What it waited for memory says nothing about the rate of passes."""
+        self._started_s = self._queue.clock()
 
     def _on_end(self, finished: bool) -> None:
         if finished and self._started_s is not None:
@@ -113,6 +118,9 @@ class PassQueue:
         limit: requests that may wait.
         default_deadline_s: what a request without a deadline counts as having.
         clock: seconds, monotonic.
+
+    Attributes:
+        on_idle: called whenever nobody runs or waits any more.
     """
 
     def __init__(
@@ -127,6 +135,7 @@ class PassQueue:
         self.rate = PassRate()
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="pass")
         self.seated: Ticket | None = None
+        self.on_idle: Callable[[], None] = lambda: None
         self._seated_s = 0.0
         self._default_deadline_s = default_deadline_s
         self._waiting: list[Ticket] = []
@@ -189,6 +198,8 @@ class PassQueue:
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
         self._seat_next()
+        if self.seated is None and not self._waiting:
+            self.on_idle()
 
     async def pause(self) -> None:
         """Start no pass any more, and wait for the one that runs."""

@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from typing import Generic, TypeAlias, TypeVar
 
+from drafter_svc.backend import WAITING_FOR_MEMORY
 from skim.errors import DeadlineExceeded
 
 T = TypeVar("T")
-Progress: TypeAlias = Callable[[int, int], None]  # (layers done, layers in all)
+Progress: TypeAlias = Callable[[int, int], None]  # see `Backend.score`
 Work: TypeAlias = Callable[[threading.Event, Progress], T]
 
 
@@ -27,6 +28,7 @@ class RunningPass(Generic[T]):
         work: called there as work(stop, progress).
         stop: set by anybody to abandon the pass.
         time_left: seconds to its deadline, or None.
+        on_begin: called on the event loop when a pass that waited for memory has it.
         on_end: called on the event loop once the thread is done with it, with whether it finished.
     """
 
@@ -38,8 +40,9 @@ class RunningPass(Generic[T]):
         *,
         time_left: Callable[[], float | None],
         on_end: Callable[[bool], None],
+        on_begin: Callable[[], None] = lambda: None,
     ) -> None:
-        self._stop = stop
+        self._stop, self._on_begin = stop, on_begin
         self._time_left = time_left
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -51,6 +54,8 @@ class RunningPass(Generic[T]):
 
     async def progress(self) -> AsyncIterator[tuple[int, int]]:
         """Yield the latest (layers done, layers in all) as it changes, until the pass has ended.
+
+        Layers done are WAITING_FOR_MEMORY while it waits for its weights.
 
         Raises:
             DeadlineExceeded: the deadline passed; the pass is told to stop.
@@ -78,6 +83,8 @@ class RunningPass(Generic[T]):
 
     def _report(self, done: int, total: int) -> None:
         def tell() -> None:
+            if self._latest is not None and self._latest[0] == WAITING_FOR_MEMORY:
+                self._on_begin()
             self._latest = (done, total)
             self._changed.set()
 

@@ -17,9 +17,14 @@ from typing import Any, TypeAlias
 import grpc
 
 from drafter_svc import pipeline
-from drafter_svc.backend import SCORERS
+from drafter_svc.backend import SCORERS, WAITING_FOR_MEMORY
 from drafter_svc.drafter import Drafter
-from drafter_svc.edge import ask_from_proto, progress_to_proto, result_to_proto
+from drafter_svc.edge import (
+    ask_from_proto,
+    progress_to_proto,
+    residency_to_proto,
+    result_to_proto,
+)
 from drafter_svc.host import DrafterHost
 from drafter_svc.inbox import Inbox
 from drafter_svc.pipeline import Ask, Prompt, Skimmed
@@ -105,7 +110,10 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
 
         running = ticket.start(work)
         async for done, total in running.progress():
-            yield progress_to_proto(pb.STAGE_SCORE, done, total)
+            if done == WAITING_FOR_MEMORY:
+                yield progress_to_proto(pb.STAGE_MEMORY, 0, 0)
+            else:
+                yield progress_to_proto(pb.STAGE_SCORE, done, total)
         skimmed = await running.result()
         _log(drafter, prompt, ask, skimmed, watch)
         yield result_to_proto(skimmed, drafter, ask, len(prompt.text), watch)
@@ -139,7 +147,7 @@ class DrafterServicer(drafter_pb2_grpc.DrafterServiceServicer):
             queue_limit=queue.limit,
             running=queue.running,
             tokens_per_s=queue.rate.mean,
-            residency=drafter_pb2.RESIDENCY_STATE_RESIDENT,
+            residency=residency_to_proto(drafter.residency),
             scorers=SCORERS,
         )
 
@@ -158,6 +166,7 @@ def _log(drafter: Drafter, prompt: Prompt, ask: Ask, skimmed: Skimmed, watch: St
         coverage=skimmed.selection.coverage,
         queue_s=watch["queue"],
         tokenise_s=watch["tokenise"],
+        memory_s=skimmed.scores.memory_s,
         forward_s=skimmed.forward_s,
         select_s=skimmed.select_s,
     )

@@ -28,9 +28,9 @@ def settings(backend: str) -> DrafterSettings:
 
 def opened(backend: str) -> tuple[str, str | None]:
     """The backend's name, and why it is the CPU's."""
-    found, why_cpu, _ = open_backend(tiny_model(), settings(backend))
-    found.close()
-    return found.name, why_cpu
+    opened = open_backend(tiny_model(), settings(backend))
+    opened.backend.close()
+    return opened.backend.name, opened.why_cpu
 
 
 def machine(

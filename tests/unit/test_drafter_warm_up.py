@@ -58,14 +58,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None) -
 
 def test_backend_is_warm_when_it_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, stop = machine(monkeypatch), threading.Event()
-    backend, why_cpu, warm_up_s = open_backend(tiny_model(), settings("cuda"), stop=stop)
+    backend, why_cpu, warm_up_s, _ = open_backend(tiny_model(), settings("cuda"), stop=stop)
     assert (backend, why_cpu, warm_up_s, gpu.stops) == (gpu, None, 0.25, [stop])
     assert not gpu.closed
 
 
 def test_auto_takes_the_cpu_when_a_kernel_fails_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = machine(monkeypatch, EngineFault("block_score does not compile"))
-    backend, why_cpu, _ = open_backend(tiny_model(), settings("auto"))
+    backend, why_cpu, *_ = open_backend(tiny_model(), settings("auto"))
     backend.close()
     assert (backend.name, why_cpu, gpu.closed) == ("cpu", "block_score does not compile", True)
 
