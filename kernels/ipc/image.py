@@ -37,7 +37,7 @@ def create_image(size_bytes: int) -> int:
         raise HandleError("image", f"cannot be created: {error}") from error
     try:
         os.ftruncate(fd, size_bytes)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         os.close(fd)
         raise HandleError("image", f"cannot be {size_bytes:,} bytes long: {error}") from error
     return fd

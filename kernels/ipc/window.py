@@ -102,6 +102,8 @@ class CudaWindow:
 
 
 def _import(fd: int) -> Any:
+    if fd < 0:
+        raise HandleError("map", f"descriptor {fd} is no exported region")
     result = driver.cuMemImportFromShareableHandle(fd, FILE_DESCRIPTOR)
     try:
         return call("import", result, HandleError)

@@ -23,9 +23,9 @@ class EmulatedPinned:
     """A host array; `finish` does the copies out of it."""
 
     def __init__(self, array: NDArray[np.uint8], finish: Callable[[], None]) -> None:
-        if array.dtype != np.uint8 or not array.flags.c_contiguous:
-            got = f"{array.dtype} with strides {array.strides}"
-            raise InvalidArgument.value("pin", "array", got, "C-contiguous uint8")
+        if array.dtype != np.uint8 or not array.flags.c_contiguous or array.size == 0:
+            got = f"{array.size} of {array.dtype} with strides {array.strides}"
+            raise InvalidArgument.value("pin", "array", got, "at least one C-contiguous uint8")
         self.num_bytes = array.nbytes
         self._array: NDArray[np.uint8] | None = array.reshape(-1)
         self._finish = finish

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
 from kernels.device import Device
 from kernels.errors import NoDevice
+from kernels.ipc.fake_physical import FakePhysical
+from kernels.ipc.physical import Physical, open_physical
 from tests.emulator.device import EmulatedDevice
 from tests.tools import require_tool
 
@@ -50,3 +53,26 @@ def _opened(request: pytest.FixtureRequest, arch: str) -> Iterator[Device]:
     if arch == "sm_90a" and device.arch != arch:
         pytest.skip(f"needs a Hopper GPU, this one is {device.arch}")
     yield device
+
+
+@dataclass(frozen=True)
+class SharedGpu:
+    """One GPU from both sides: as the landlord of its memory sees it, and as a tenant does."""
+
+    physical: Physical
+    device: Device
+
+
+@pytest.fixture(params=["emulated", GPU])
+def shared_gpu(request: pytest.FixtureRequest) -> Iterator[SharedGpu]:
+    """Both sides in one process; each test gives back what it takes."""
+    if request.param == "emulated":
+        require_tool("g++")
+        emulated = EmulatedDevice()
+        yield SharedGpu(FakePhysical(1 << 30), emulated)
+        emulated.close()
+        return
+    device: Device = request.getfixturevalue("cuda_device")
+    physical = open_physical()
+    yield SharedGpu(physical, device)
+    physical.close()

@@ -16,12 +16,13 @@ pytestmark = pytest.mark.timeout(300)  # each starts a process; a pass compiles 
 
 
 def build_fake_driver(folder: Path) -> Path:
-    """Build tests/fixtures/fake_driver.cpp as libcuda.so.1 in a folder."""
+    """Build tests/fixtures/fake_driver*.cpp as libcuda.so.1, and NVML, in a folder."""
     library = folder / "libcuda.so.1"
-    source = ROOT / "tests/fixtures/fake_driver.cpp"
+    sources = sorted((ROOT / "tests/fixtures").glob("fake_driver*.cpp"))
     command = [require_tool("g++"), "-shared", "-fPIC", "-O1", "-std=c++17"]
-    command += ["-Wl,-soname,libcuda.so.1", "-o", str(library), str(source)]
+    command += ["-Wl,-soname,libcuda.so.1", "-o", str(library), *map(str, sources)]
     subprocess.run(command, check=True)
+    (folder / "libnvidia-ml.so.1").symlink_to(library)
     return library
 
 
@@ -41,8 +42,9 @@ def run_on_fake_driver(
     )
 
 
-def test_device_passes_its_tests_on_a_driver_without_a_gpu(tmp_path: Path) -> None:
-    command = ["pytest", "-rs", "-m", "gpu", "tests/kernels/test_cuda_device.py"]
+@pytest.mark.parametrize("file", ["test_cuda_device.py", "test_windows.py"])
+def test_device_passes_its_tests_on_a_driver_without_a_gpu(tmp_path: Path, file: str) -> None:
+    command = ["pytest", "-rs", "-m", "gpu", f"tests/kernels/{file}"]
     done = run_on_fake_driver(tmp_path, command, SKIM_FAKE_DRIVER="1")
     assert done.returncode == 0, done.stdout + done.stderr
     skips = re.findall(r"SKIPPED.*", done.stdout)

@@ -1,0 +1,523 @@
+"""Windows, regions and pinned copies keep the promises of `kernels.device` and `kernels.ipc`.
+
+On the emulated device with memfds and, with `-m gpu`, on a GPU; `test_cuda_device_without_gpu` runs
+the latter on a driver without one. Bytes are counted by the landlord's side in every test.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.device import Window
+from kernels.errors import HandleError, InvalidArgument, OutOfMemory
+from kernels.ipc.image import Image, create_image, open_image
+from kernels.ipc.physical import Region
+from tests.emulator.device import EmulatedDevice
+from tests.kernels.conftest import SharedGpu
+
+MIB = 1 << 20
+SIZE = 4 * MIB
+FAKE = bool(os.environ.get("SKIM_FAKE_DRIVER"))
+
+
+@pytest.fixture
+def region(shared_gpu: SharedGpu) -> Iterator[Region]:
+    made = shared_gpu.physical.create(SIZE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def window(shared_gpu: SharedGpu) -> Iterator[Window]:
+    made = shared_gpu.device.reserve(SIZE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def image() -> Iterator[Image]:
+    """Seeded bytes, mapped read-only, as a tenant has them."""
+    fd = create_image(SIZE)
+    written = open_image(fd, writable=True)
+    written.bytes_[:] = random_bytes(SIZE)
+    written.close()
+    opened = open_image(fd, writable=False)
+    os.close(fd)
+    yield opened
+    opened.close()
+
+
+def random_bytes(count: int, seed: int = 11) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(1, 256, count, np.uint8)
+
+
+def content(gpu: SharedGpu, window: Window, begin: int = 0, count: int = SIZE) -> NDArray[np.uint8]:
+    out = np.empty(count, np.uint8)
+    gpu.device.download(window.address + begin, out)
+    return out
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# ---- who holds the bytes ----------------------------------------------------------------------
+
+LetGo = Callable[[], None]
+
+
+def nobody(gpu: SharedGpu, region: Region) -> LetGo:
+    return lambda: None
+
+
+def exported_descriptor(gpu: SharedGpu, region: Region) -> LetGo:
+    fd = region.export()
+    return lambda: os.close(fd)
+
+
+def received_descriptor(gpu: SharedGpu, region: Region) -> LetGo:
+    here, there = socket.socketpair()
+    fd = region.export()
+    socket.send_fds(here, [b"-"], [fd])
+    os.close(fd)
+    _, received, _, _ = socket.recv_fds(there, 1, 1)
+    here.close()
+    there.close()
+    return lambda: os.close(received[0])
+
+
+def unread_descriptor(gpu: SharedGpu, region: Region) -> LetGo:
+    here, there = socket.socketpair()
+    fd = region.export()
+    socket.send_fds(here, [b"-"], [fd])
+    os.close(fd)
+    here.close()
+    return there.close
+
+
+def imported_handle(gpu: SharedGpu, region: Region) -> LetGo:
+    fd = region.export()
+    if isinstance(gpu.device, EmulatedDevice):  # a handle is a second descriptor of the same export
+        handle = os.dup(fd)
+        os.close(fd)
+        return lambda: os.close(handle)
+    from cuda.bindings import driver
+
+    from kernels.cuda_calls import FILE_DESCRIPTOR
+
+    gpu.device.free_bytes()  # makes the context current
+    status, imported = driver.cuMemImportFromShareableHandle(fd, FILE_DESCRIPTOR)
+    os.close(fd)
+    assert int(status) == 0
+
+    def release() -> None:
+        assert int(driver.cuMemRelease(imported)[0]) == 0
+
+    return release
+
+
+def mapping(gpu: SharedGpu, region: Region) -> LetGo:
+    window = gpu.device.reserve(SIZE)
+    window.map(region.export())
+
+    def unmap() -> None:
+        window.unmap()
+        assert not window.mapped
+        window.close()
+
+    return unmap
+
+
+@pytest.mark.parametrize(
+    ("hold", "held_bytes"),
+    [
+        (nobody, 0),
+        (exported_descriptor, SIZE),
+        (received_descriptor, SIZE),
+        (unread_descriptor, SIZE),
+        (imported_handle, SIZE),
+        (mapping, SIZE),
+    ],
+)
+def test_region_that_was_let_go_lives_as_long_as_someone_holds_it(
+    shared_gpu: SharedGpu, hold: Callable[[SharedGpu, Region], LetGo], held_bytes: int
+) -> None:
+    before = shared_gpu.physical.used_bytes()
+    region = shared_gpu.physical.create(SIZE)
+    let_go = hold(shared_gpu, region)
+    assert shared_gpu.physical.used_bytes() - before == SIZE
+    region.close()
+    held = shared_gpu.physical.used_bytes() - before
+    let_go()
+    assert (held, shared_gpu.physical.used_bytes() - before) == (held_bytes, 0)
+
+
+def test_mapping_alone_holds_a_region(
+    shared_gpu: SharedGpu, region: Region, window: Window
+) -> None:
+    before = open_fds()
+    window.map(region.export())
+    assert window.mapped and open_fds() == before
+
+
+def test_device_that_closes_lets_its_regions_go(shared_gpu: SharedGpu, region: Region) -> None:
+    if isinstance(shared_gpu.device, EmulatedDevice):
+        device = EmulatedDevice()
+    else:
+        from kernels.cuda_device import CudaDevice
+
+        device = CudaDevice(cache_dir=None)
+    device.reserve(SIZE).map(region.export())
+    device.pin(np.zeros(SIZE, np.uint8))
+    used = shared_gpu.physical.used_bytes()
+    region.close()
+    device.close()
+    assert shared_gpu.physical.used_bytes() == used - SIZE
+
+
+def test_cycles_leave_no_byte_and_no_descriptor(shared_gpu: SharedGpu, window: Window) -> None:
+    used, fds, address = shared_gpu.physical.used_bytes(), open_fds(), window.address
+    for _ in range(200):
+        region = shared_gpu.physical.create(SIZE)
+        window.map(region.export())
+        window.unmap()
+        region.close()
+        assert shared_gpu.physical.used_bytes() == used
+    assert (open_fds(), window.address) == (fds, address)
+
+
+# ---- what is behind a window ------------------------------------------------------------------
+
+
+def test_new_region_is_zero_whatever_was_there_before(
+    shared_gpu: SharedGpu, window: Window
+) -> None:
+    for _ in range(2):
+        region = shared_gpu.physical.create(SIZE)
+        window.map(region.export())
+        region.close()
+        assert not content(shared_gpu, window).any()
+        shared_gpu.device.fill(window.address, SIZE, 0xEE)
+        window.unmap()
+
+
+def test_region_keeps_its_content_for_the_next_tenant(
+    shared_gpu: SharedGpu, region: Region, window: Window
+) -> None:
+    sent = random_bytes(SIZE)
+    window.map(region.export())
+    shared_gpu.device.upload(window.address, sent)
+    window.close()
+    successor = shared_gpu.device.reserve(SIZE)
+    successor.map(region.export())
+    assert np.array_equal(content(shared_gpu, successor), sent)
+    successor.close()
+
+
+def test_window_is_rounded_up_to_what_a_landlord_creates(shared_gpu: SharedGpu) -> None:
+    window = shared_gpu.device.reserve(shared_gpu.physical.granularity_bytes + 1)
+    assert window.size_bytes == 2 * shared_gpu.physical.granularity_bytes
+    assert not window.mapped and window.address % 256 == 0
+    window.close()
+
+
+def test_window_of_no_bytes_is_refused(shared_gpu: SharedGpu) -> None:
+    with pytest.raises(InvalidArgument, match="size_bytes must be at least 1, got 0"):
+        shared_gpu.device.reserve(0)
+
+
+def test_closed_and_unmapped_twice_is_closed(
+    shared_gpu: SharedGpu, region: Region, window: Window
+) -> None:
+    window.map(region.export())
+    for _ in range(2):
+        window.unmap()
+    for _ in range(2):
+        window.close()
+        region.close()
+    assert not window.mapped
+
+
+# ---- refusals: the descriptor is closed in every case ------------------------------------------
+
+
+def no_region(gpu: SharedGpu, window: Window) -> int:
+    return os.open("/dev/null", os.O_RDWR)
+
+
+def smaller_region(gpu: SharedGpu, window: Window) -> int:
+    region = gpu.physical.create(SIZE // 2)
+    fd = region.export()
+    region.close()
+    return fd
+
+
+def into_mapped_window(gpu: SharedGpu, window: Window) -> int:
+    region = gpu.physical.create(SIZE)
+    window.map(region.export())
+    fd = region.export()
+    region.close()
+    return fd
+
+
+def into_closed_window(gpu: SharedGpu, window: Window) -> int:
+    window.close()
+    region = gpu.physical.create(SIZE)
+    fd = region.export()
+    region.close()
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (no_region, "region"),
+        (smaller_region, "no region of 4,194,304 bytes"),
+        (into_mapped_window, "the window is mapped already"),
+        (into_closed_window, "the window is closed"),
+    ],
+)
+def test_descriptor_that_cannot_be_mapped_is_closed_and_holds_nothing(
+    shared_gpu: SharedGpu,
+    window: Window,
+    prepare: Callable[[SharedGpu, Window], int],
+    message: str,
+) -> None:
+    used, fds = shared_gpu.physical.used_bytes(), open_fds()
+    fd = prepare(shared_gpu, window)
+    mapped = window.mapped
+    with pytest.raises(HandleError, match=message):
+        window.map(fd)
+    assert window.mapped == mapped
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    window.close()
+    assert (shared_gpu.physical.used_bytes(), open_fds()) == (used, fds)
+
+
+@pytest.mark.parametrize("fd", [-1, 987_654])
+def test_number_that_is_no_descriptor_is_refused(window: Window, fd: int) -> None:
+    with pytest.raises(HandleError, match="region"):
+        window.map(fd)
+
+
+def test_window_takes_a_region_after_a_refusal(
+    shared_gpu: SharedGpu, region: Region, window: Window
+) -> None:
+    with pytest.raises(HandleError):
+        window.map(os.open("/dev/null", os.O_RDWR))
+    window.map(region.export())
+    shared_gpu.device.fill(window.address, SIZE, 3)
+    assert (content(shared_gpu, window) == 3).all()
+
+
+@pytest.mark.parametrize("size_bytes", [0, -2 * MIB, 2 * MIB + 4096])
+def test_region_of_odd_size_is_refused(shared_gpu: SharedGpu, size_bytes: int) -> None:
+    allowed = f"size_bytes must be a positive multiple of 2,097,152, got {size_bytes}"
+    with pytest.raises(InvalidArgument, match=allowed):
+        shared_gpu.physical.create(size_bytes)
+
+
+def test_region_that_does_not_fit_says_what_is_free(shared_gpu: SharedGpu) -> None:
+    physical = shared_gpu.physical
+    asked = (physical.total_bytes // (2 * MIB) + 1) * 2 * MIB
+    free = physical.total_bytes - physical.used_bytes()
+    with pytest.raises(OutOfMemory, match=f"asked for {asked:,} bytes, {free:,} are free"):
+        physical.create(asked)
+    physical.create(2 * MIB).close()
+
+
+def test_closed_region_exports_nothing(region: Region) -> None:
+    region.close()
+    with pytest.raises(HandleError, match="the region of 4,194,304 bytes is closed"):
+        region.export()
+
+
+def test_exported_descriptor_stays_out_of_children(region: Region) -> None:
+    fd = region.export()
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+
+
+def test_both_sides_name_the_same_gpu(shared_gpu: SharedGpu) -> None:
+    assert shared_gpu.physical.uuid == shared_gpu.device.uuid
+    assert shared_gpu.physical.uuid.startswith("GPU-") and len(shared_gpu.physical.uuid) == 40
+
+
+def test_landlord_needs_no_context(shared_gpu: SharedGpu) -> None:
+    """A thread that never called the device has no context current."""
+    failures: list[BaseException] = []
+
+    def own() -> None:
+        try:
+            region = shared_gpu.physical.create(SIZE)
+            os.close(region.export())
+            shared_gpu.physical.used_bytes()
+            region.close()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=own)
+    thread.start()
+    thread.join()
+    assert failures == []
+
+
+# ---- the copy queue -----------------------------------------------------------------------------
+
+
+def test_pinned_bytes_arrive_slice_by_slice(
+    shared_gpu: SharedGpu, region: Region, window: Window, image: Image
+) -> None:
+    window.map(region.export())
+    pinned = shared_gpu.device.pin(image.bytes_)
+    step = SIZE // 8
+    marks = [
+        shared_gpu.device.copy_in(window.address + begin, pinned, begin, step)
+        for begin in range(0, SIZE, step)
+    ]
+    for i, mark in enumerate(marks):
+        shared_gpu.device.wait_for(mark)
+        got = content(shared_gpu, window, i * step, step)
+        assert np.array_equal(got, image.bytes_[i * step : (i + 1) * step])
+    assert marks[-1].seconds_since(marks[0]) >= 0
+    pinned.close()
+
+
+@pytest.mark.parametrize("wait", ["mark", "later mark", "synchronize", "unpin", "unmap", "free"])
+def test_copy_has_arrived_when_it_was_waited_for(
+    shared_gpu: SharedGpu, region: Region, window: Window, image: Image, wait: str
+) -> None:
+    device = shared_gpu.device
+    window.map(region.export())
+    pinned, memory = device.pin(image.bytes_), device.allocate(16)
+    mark = device.copy_in(window.address, pinned, 0, SIZE)
+    later = device.copy_in(memory.address, pinned, 0, 16)
+    {
+        "mark": mark.wait,
+        "later mark": later.wait,
+        "synchronize": device.synchronize,
+        "unpin": pinned.close,
+        "unmap": window.unmap,
+        "free": memory.close,
+    }[wait]()
+    if wait == "unmap":
+        window.map(region.export())
+    assert np.array_equal(content(shared_gpu, window), image.bytes_)
+    pinned.close()
+    memory.close()
+
+
+def test_work_that_does_not_wait_for_a_copy_reads_what_was_before(
+    shared_gpu: SharedGpu, region: Region, window: Window, image: Image
+) -> None:
+    if not (FAKE or isinstance(shared_gpu.device, EmulatedDevice)):
+        pytest.skip("a copy that computes on the GPU may be over by then")
+    window.map(region.export())
+    pinned = shared_gpu.device.pin(image.bytes_)
+    mark = shared_gpu.device.copy_in(window.address, pinned, 0, SIZE)
+    before = content(shared_gpu, window)
+    shared_gpu.device.wait_for(mark)
+    assert not before.any()
+    assert np.array_equal(content(shared_gpu, window), image.bytes_)
+    pinned.close()
+
+
+def test_copy_waits_for_the_work_it_comes_after(
+    shared_gpu: SharedGpu, region: Region, window: Window, image: Image
+) -> None:
+    device = shared_gpu.device
+    window.map(region.export())
+    pinned = device.pin(image.bytes_)
+    device.upload(window.address, random_bytes(SIZE, 12))
+    device.copy_in(window.address, pinned, 0, SIZE, after=device.record()).wait()
+    device.synchronize()
+    assert np.array_equal(content(shared_gpu, window), image.bytes_)
+    pinned.close()
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_image_is_pinned_writable_or_not(
+    shared_gpu: SharedGpu, region: Region, window: Window, writable: bool
+) -> None:
+    fd = create_image(SIZE)
+    image = open_image(fd, writable=writable)
+    os.pwrite(fd, b"weights", 1_000)
+    os.close(fd)
+    window.map(region.export())
+    for _ in range(2):  # and again, once it was unpinned
+        pinned = shared_gpu.device.pin(image.bytes_)
+        shared_gpu.device.copy_in(window.address, pinned, 1_000, 7).wait()
+        pinned.close()
+        pinned.close()
+    assert content(shared_gpu, window, 0, 7).tobytes() == b"weights"
+    image.close()
+
+
+def test_file_on_disk_can_be_the_image(
+    shared_gpu: SharedGpu, region: Region, window: Window, tmp_path: Path
+) -> None:
+    (tmp_path / "model").write_bytes(b"gguf" * 5_000)
+    fd = os.open(tmp_path / "model", os.O_RDONLY)
+    image = open_image(fd, writable=False)
+    os.close(fd)
+    window.map(region.export())
+    pinned = shared_gpu.device.pin(image.bytes_[32:])  # tensors are aligned to 32 bytes
+    shared_gpu.device.copy_in(window.address, pinned, 0, pinned.num_bytes).wait()
+    assert content(shared_gpu, window, 0, 4).tobytes() == b"gguf"
+    pinned.close()
+    image.close()
+
+
+@pytest.mark.parametrize(
+    ("array", "got"),
+    [
+        (np.zeros((64, 64), np.uint8)[:, :32], "strides"),
+        (np.zeros(64, np.float32), "float32"),
+        (np.zeros(0, np.uint8), "0 of uint8"),
+    ],
+)
+def test_array_that_cannot_be_pinned_is_refused(
+    shared_gpu: SharedGpu, array: NDArray[np.uint8], got: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=f"array must be .* C-contiguous uint8, got .*{got}"):
+        shared_gpu.device.pin(array)
+
+
+def test_private_mapping_of_a_file_is_refused(shared_gpu: SharedGpu, tmp_path: Path) -> None:
+    if not FAKE:
+        pytest.skip("a driver of a GPU copies the pages, or hangs")
+    (tmp_path / "model").write_bytes(b"gguf" * 5_000)
+    private = np.memmap(tmp_path / "model", np.uint8, "c")
+    with pytest.raises(HandleError, match="pin: 20,000 writable bytes: .*INVALID_VALUE"):
+        shared_gpu.device.pin(private.view(np.ndarray))
+
+
+@pytest.mark.parametrize(("offset", "num_bytes"), [(-1, 4), (SIZE - 3, 4), (0, SIZE + 1)])
+def test_part_outside_the_pinned_bytes_is_refused(
+    shared_gpu: SharedGpu, window: Window, image: Image, offset: int, num_bytes: int
+) -> None:
+    pinned = shared_gpu.device.pin(image.bytes_)
+    allowed = f"range must be inside the {SIZE} pinned bytes, got '{num_bytes} bytes at {offset}'"
+    with pytest.raises(InvalidArgument, match=allowed):
+        shared_gpu.device.copy_in(window.address, pinned, offset, num_bytes)
+    pinned.close()
+
+
+def test_copy_of_nothing_or_out_of_closed_memory_is_refused(
+    shared_gpu: SharedGpu, window: Window, image: Image
+) -> None:
+    pinned = shared_gpu.device.pin(image.bytes_)
+    with pytest.raises(InvalidArgument, match="num_bytes must be at least 1, got 0"):
+        shared_gpu.device.copy_in(window.address, pinned, 0, 0)
+    pinned.close()
+    with pytest.raises(InvalidArgument, match="got '4 bytes at 0, closed'"):
+        shared_gpu.device.copy_in(window.address, pinned, 0, 4)
