@@ -9,6 +9,7 @@
     ├── NotFound                  unknown model, drafter or request            NOT_FOUND
     ├── Busy                      a bounded queue or budget is full            RESOURCE_EXHAUSTED
     ├── PreconditionFailed        right request, wrong state or model          FAILED_PRECONDITION
+    ├── Aborted                   begun, and not reached: see its figures      ABORTED
     ├── Unavailable               draining, loading, or a peer is gone         UNAVAILABLE
     ├── DeadlineExceeded          the deadline passed, or cannot be met        DEADLINE_EXCEEDED
     ├── Cancelled                 the caller went away                         CANCELLED
@@ -119,6 +120,12 @@ class PreconditionFailed(SkimError):
     """The request is well formed, but this server's model or state cannot serve it."""
 
     default_reason = "FAILED_PRECONDITION"
+
+
+class Aborted(SkimError):
+    """What was asked was begun and did not reach its end; the metadata holds the figures."""
+
+    default_reason = "ABORTED"
 
 
 class Unavailable(SkimError):

@@ -30,6 +30,7 @@ STATUS_CODES: tuple[tuple[type[SkimError], grpc.StatusCode], ...] = (
     (errors.Busy, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.ModelFileError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.PreconditionFailed, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.Aborted, grpc.StatusCode.ABORTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (errors.Cancelled, grpc.StatusCode.CANCELLED),
