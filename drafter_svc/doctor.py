@@ -62,8 +62,8 @@ def examine_model(path: str) -> dict[str, Any]:
     """Load a drafter and skim a text with it. Never raises for what it finds.
 
     Returns:
-        package, path, ok, lines, and when it works: load_s, prompt_tokens, kept_tokens, coverage,
-        forward_s, tokens_per_s.
+        package, path, ok, lines, and when it works: backend, reason (why the CPU; empty for a
+        GPU), load_s, prompt_tokens, kept_tokens, coverage, forward_s, tokens_per_s.
     """
     report: dict[str, Any] = {"package": "drafter_svc", "path": path, "ok": False}
     begin_s = time.monotonic()
@@ -80,10 +80,16 @@ def examine_model(path: str) -> dict[str, Any]:
     except SkimError as error:
         return {**report, "lines": [error.message]}
     rate = skimmed.prompt_tokens / skimmed.forward_s
+    lines = [f"skims {rate:,.0f} tokens/s at {skimmed.prompt_tokens:,} tokens"]
+    reason = drafter.why_cpu or ""
+    if reason and examine_kernels()["backend"] == "cuda":  # else the kernels' doctor has said it
+        lines.append(f"its passes run on the CPU: {reason}")
     return {
         **report,
         "ok": True,
-        "lines": [f"skims {rate:,.0f} tokens/s at {skimmed.prompt_tokens:,} tokens"],
+        "lines": lines,
+        "backend": drafter.backend.name,
+        "reason": reason,
         "load_s": round(load_s, 3),
         "prompt_tokens": skimmed.prompt_tokens,
         "kept_tokens": skimmed.selection.kept_tokens,

@@ -16,14 +16,17 @@ from typing import Any
 from kernels.ipc.transports import try_transports
 from kernels.specialisation import OLDEST_CAPABILITY, arch_of
 
-OLDEST_DRIVER = 13000  # CUDA 13.0: what the installed bindings call
+OLDEST_CUDA = (13, 0)  # that a driver must know: what the installed bindings call
 LEAST_FREE_BYTES = 1 << 30  # a context alone takes 524 MiB; a model's need is known to its loader
 INSTALL = "pip install 'skim[gpu]'"
 NOT_TRIED = "No GPU, so no memory to share between drafter and target: no transport was tried."
 
 
 class _Unusable(Exception):
-    """Why kernels cannot run on a GPU, for people."""
+    """Why kernels cannot run on a GPU, for people: one line, whatever a library said in several."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
 
 
 def examine() -> dict[str, Any]:
@@ -79,18 +82,22 @@ def _look(report: dict[str, Any]) -> None:
         count = int(_call(driver, "cuDeviceGetCount"))
         report["devices"] = [_describe(driver, ordinal) for ordinal in range(count)]
     except Exception as error:  # the bindings raise their own kinds where there is no driver
+        _require_driver(report["cuda"])  # an old one may lack a call that is asked for here
         raise _Unusable(f"No usable GPU: {str(error).rstrip('.')}") from error
     if not report["devices"]:
         raise _Unusable("The CUDA driver lists no device")
     _add_memory_counters(report)
-    if version < OLDEST_DRIVER:
-        raise _Unusable(
-            f"The driver knows CUDA {report['cuda']}, at least {OLDEST_DRIVER // 1000}.0 is needed"
-        )
+    _require_driver(report["cuda"])
     _require_usable(report["devices"][0])
     report["nvrtc"] = _nvrtc_version()
     report["cublaslt"] = _cublaslt_version()
     _import("cuda.core")
+
+
+def _require_driver(cuda: str | None) -> None:
+    if cuda is not None and tuple(map(int, cuda.split("."))) < OLDEST_CUDA:
+        oldest = "{}.{}".format(*OLDEST_CUDA)
+        raise _Unusable(f"The driver knows CUDA {cuda}, at least {oldest} is needed")
 
 
 def _import(name: str) -> Any:
@@ -98,6 +105,8 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise _Unusable(f"{name} is not installed ({error}), for a GPU: {INSTALL}") from error
+    except Exception as error:  # a module may raise anything where its library is broken
+        raise _Unusable(f"{name} cannot be loaded ({error}), for a GPU: {INSTALL}") from error
 
 
 def _call(driver: Any, name: str, *arguments: Any) -> Any:

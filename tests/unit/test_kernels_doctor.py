@@ -56,6 +56,16 @@ def nvml(free_bytes: int) -> SimpleNamespace:
     )
 
 
+def old_driver_without_a_call() -> Driver:
+    driver = Driver(version=12040)
+    driver.answers["cuDeviceTotalMem"] = (Status(500), None)
+    return driver
+
+
+class Broken:
+    """Of a module whose import raises something else than ImportError."""
+
+
 def failing(message: str) -> Any:
     def fail(*arguments: object) -> None:
         raise RuntimeError(message)
@@ -87,6 +97,8 @@ def examine(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> dict[str, Any]:
             return real(name)
         if modules[name] is None:
             raise ModuleNotFoundError(f"No module named {name!r}")
+        if isinstance(modules[name], Broken):
+            raise AttributeError("a symbol is missing")
         return modules[name]
 
     monkeypatch.setattr(doctor.importlib, "import_module", load)
@@ -147,14 +159,16 @@ def test_missing_memory_counters_rule_nothing_out(monkeypatch: pytest.MonkeyPatc
         ({"driver": Driver(count=0)}, "The CUDA driver lists no device"),
         ({"driver": Driver(version=12040)}, "The driver knows CUDA 12.4, at least 13.0 is needed"),
         ({"driver": Driver(major=7)}, "compute capability 7.0, at least 8.0 is needed"),
+        ({"driver": old_driver_without_a_call()}, "The driver knows CUDA 12.4, at least 13.0"),
+        ({"core": Broken()}, "cuda.core cannot be loaded (a symbol is missing), for a GPU"),
         ({"pynvml": nvml(GIB // 2)}, "has 512 MiB free, at least 1,024 MiB are needed"),
         (
             {"nvrtc": SimpleNamespace(nvrtcVersion=failing("no libnvrtc"))},
             "NVRTC cannot be loaded (no libnvrtc), for a GPU: pip install 'skim[gpu]'",
         ),
         (
-            {"cublasLt": SimpleNamespace(get_version=failing("no libcublasLt"))},
-            "cuBLASLt cannot be loaded (no libcublasLt), for a GPU: pip install 'skim[gpu]'",
+            {"cublasLt": SimpleNamespace(get_version=failing("no libcublasLt,\n  looked in:\n/x"))},
+            "cuBLASLt cannot be loaded (no libcublasLt, looked in: /x), for a GPU: pip install",
         ),
     ],
 )
@@ -166,4 +180,5 @@ def test_reason_to_use_the_cpu_is_one_sentence(
     assert reason in report["reason"]
     (line,) = report["lines"]
     assert line.startswith(report["reason"]) and "the drafter runs on this" in line
+    assert "\n" not in line
     json.dumps(report)
