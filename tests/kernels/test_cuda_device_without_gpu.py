@@ -42,7 +42,9 @@ def run_on_fake_driver(
     )
 
 
-@pytest.mark.parametrize("file", ["test_cuda_device.py", "test_windows.py"])
+@pytest.mark.parametrize(
+    "file", ["test_cuda_device.py", "test_windows.py", "test_cuda_physical.py"]
+)
 def test_device_passes_its_tests_on_a_driver_without_a_gpu(tmp_path: Path, file: str) -> None:
     command = ["pytest", "-rs", "-m", "gpu", f"tests/kernels/{file}"]
     done = run_on_fake_driver(tmp_path, command, SKIM_FAKE_DRIVER="1")
