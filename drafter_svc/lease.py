@@ -39,8 +39,6 @@ log = get_logger()
 
 # Between attempts to connect: quick at first, since a landlord that restarts is soon back.
 FIRST_RETRY_S, MOST_RETRY_S = 0.05, 1.0
-# To ask again where the landlord gives no time: a dying drafter may have the region still.
-ASK_AGAIN_S = 0.2
 
 
 class Lease:
@@ -63,6 +61,7 @@ class Lease:
         self._place: Residency | None = None
         self._channel: Channel | None = None
         self._hello_open = False  # said, not answered
+        self._answered = False  # a place was given on this connection
         self._hello_at_s: float | None = None  # when to say it again
         self._unreachable = ""  # why, as far as it was logged
         self._closing = threading.Event()
@@ -161,7 +160,7 @@ class Lease:
             log.exception("lease_failed")
             error = EngineFault(f"the lease failed: {bug!r}")
         with self._turn:
-            answered = self._channel is not None and not self._hello_open
+            answered, self._answered = self._answered, False
             self._channel, self._hello_open, self._hello_at_s = None, False, None
             self.decoding = False
             if self._place is not None:
@@ -209,7 +208,7 @@ class Lease:
             case Region() | Fill() | Parked() if place.mapped:
                 log.info("message_repeated", message=type(message).__name__)
             case Region() | Fill() | Parked():
-                self._hello_open, self._hello_at_s = False, None
+                self._hello_open, self._hello_at_s, self._answered = False, None, True
                 self._give(place, message, fds)
             case Ready():
                 place.ready(message.generation)
@@ -237,11 +236,11 @@ class Lease:
 
     def _refused(self, place: Residency, message: Refused) -> None:
         log.warning("landlord_refused", reason=message.reason, message=message.message)
-        if message.reason not in ("NO_ROOM", "REGION_BUSY"):
+        if message.retry_after_s is None:
             raise _refusal(message)
         if self._hello_open:
             self._hello_open = False
-            self._hello_at_s = time.monotonic() + (message.retry_after_s or ASK_AGAIN_S)
+            self._hello_at_s = time.monotonic() + message.retry_after_s
             place.delayed()
         else:
             place.no_room(message.retry_after_s)
@@ -249,6 +248,6 @@ class Lease:
 
 def _refusal(message: Refused) -> SkimError:
     sentence = f"the landlord of the GPU's memory refuses this drafter: {message.message}"
-    if message.reason in ("GPU_MISMATCH", "PEER_NOT_ALLOWED"):
+    if message.reason in ("GPU_MISMATCH", "PEER_NOT_ALLOWED", "NO_ROOM"):
         return ConfigError(sentence, reason=message.reason)
     return EngineFault(sentence, reason=message.reason)

@@ -45,7 +45,6 @@ log = get_logger()
 POLL_S = 0.02
 # A landlord that restarts is back within this; its drafter's requests are refused after it.
 PATIENCE_S = 5.0
-RETRY_AFTER_S = 0.5  # to ask again for memory, where the landlord gives no time
 
 # For each layer the mark that says its weights have arrived; empty: all have.
 Arrivals: TypeAlias = tuple[Mark, ...]
@@ -291,11 +290,11 @@ class Residency:
         """The landlord answers, but cannot give a place yet: whoever waits goes on waiting."""
         self._lost_s = time.monotonic()
 
-    def no_room(self, retry_after_s: float | None) -> None:
+    def no_room(self, retry_after_s: float) -> None:
         """The landlord cannot give what a pass waits for; ask again later."""
         with self._changed:
             self._wanted = False
-            self._want_at_s = time.monotonic() + (retry_after_s or RETRY_AFTER_S)
+            self._want_at_s = time.monotonic() + retry_after_s
 
     def lose(self) -> None:
         """The landlord is gone, or another model takes this one's place.

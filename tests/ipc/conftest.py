@@ -1,0 +1,49 @@
+"""A tenant and a scripted landlord on a socket of their own; what either leaks fails the test."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.emulator.device import EmulatedDevice
+from tests.fixtures.landlord import ScriptedLandlord, Tenant
+from tests.tools import require_tool
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="skim-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def landlord(folder: Path) -> Iterator[ScriptedLandlord]:
+    made = ScriptedLandlord(folder / "s")
+    yield made
+    made.die()
+
+
+@pytest.fixture
+def tenant(landlord: ScriptedLandlord) -> Iterator[Tenant]:
+    require_tool("g++")
+    before = descriptors()
+    made = Tenant(landlord.path, EmulatedDevice(), patience_s=0.2)
+    yield made
+    made.close()
+    landlord.die()
+    assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
+    gc.collect()
+    assert descriptors() <= before
+    assert landlord.physical.used_bytes() == 0
+
+
+def descriptors() -> int:
+    """Open file descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
