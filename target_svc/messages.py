@@ -136,6 +136,9 @@ class Ready:
     load_s: float
     warm_s: float
     eog_ids: Int32s  # every token that ends an answer
+    # What the working context took beside its cells; 0: llama.cpp did not tell.
+    state_bytes_per_slot: int = 0  # of recurrent layers, snapshots for rollback included
+    scratch_bytes: int = 0  # of its graph, which grows with cells and n_batch
 
 
 @dataclass(frozen=True)

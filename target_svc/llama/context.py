@@ -8,7 +8,8 @@ call and refused with EngineFault: it would be a defect of ours, since requests 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,40 @@ KV_BYTES_PER_VALUE: dict[KvType, float] = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 
 CELLS_STEP = 256  # llama.cpp pads a context to it
 # A GPU allocates and captures for the shape it will meet; a CPU only has its pages touched.
 CPU_WARM_TOKENS = 32
+# Chunks of a GPU's first warm-up besides the full one: what the pacer shrinks to, and ends of
+# prompts. Each size class has kernels of its own, which the driver loads at their first launch.
+GPU_WARM_CHUNKS = (1024, 512, 256, 128, 64, 32, 16)
 RC_NO_CELLS, RC_ABORTED = 1, 2
 
 
 class DecodeAborted(Exception):
     """The abort callback ended a decode; the sequences of the batch must be removed."""
+
+
+@dataclass(frozen=True)
+class ContextBuffers:
+    """Bytes that a context took on the device that it runs on, as llama.cpp itself tells them.
+
+    Attributes:
+        cells: of the KV cache.
+        states: of recurrent layers, all slots together.
+        scratch: for the graph, and on a CPU for the rows of logits.
+    """
+
+    cells: int
+    states: int
+    scratch: int
+
+    @classmethod
+    def of(cls, made: Mapping[tuple[str, str], int], *, gpu: bool) -> ContextBuffers:
+        """Add up; on a GPU what lies on the host (`CPU`, `CUDA_Host`) does not count."""
+        by_purpose = {"KV": 0, "RS": 0, "compute": 0, "output": 0}
+        for (device, purpose), size_bytes in made.items():
+            on_host = device.startswith("CPU") or device.endswith("_Host")
+            if purpose in by_purpose and on_host != gpu:
+                by_purpose[purpose] += size_bytes
+        scratch = by_purpose["compute"] + by_purpose["output"]
+        return cls(by_purpose["KV"], by_purpose["RS"], scratch)
 
 
 class Context:
@@ -77,6 +107,7 @@ class Context:
         params.no_perf = True
         params.abort_callback = self._callback
         model.library.take_errors()
+        model.library.take_buffers()
         self._handle: Any = api.llama_init_from_model(model.handle, params)
         if not self._handle:
             said = model.library.take_errors() or "no reason given"
@@ -84,6 +115,7 @@ class Context:
                 f"llama.cpp cannot create a context of {self.cells} cells: {said}",
                 reason="CONTEXT_MEMORY",
             )
+        self.buffers = ContextBuffers.of(model.library.take_buffers(), gpu=model.gpu)
         self._memory = api.llama_get_memory(self._handle)
         self._batch = Batch(api, self.n_batch)
         self.can_rollback = not model.recurrent or (
@@ -137,9 +169,12 @@ class Context:
         """Largest position a sequence holds; -1 when it is empty."""
         return int(self._api.llama_memory_seq_pos_max(self._memory, slot))
 
-    def warm_up(self) -> tuple[float, int]:
+    def warm_up(self, *, every_shape: bool = False) -> tuple[float, int]:
         """Run one chunk and one verify batch, then forget them.
 
+        Args:
+            every_shape: on a GPU, batches of all sizes that have kernels of their own, too. Once
+                a process: what they load stays, and is then not taken out of a full device.
         Returns:
             Seconds it took, and the measured bytes that one more token adds to a sequence.
         """
@@ -151,9 +186,15 @@ class Context:
         before = int(size(self._handle, 0))
         self._warm_decode(chunk, 1, rows=1)
         bytes_per_token = int(size(self._handle, 0)) - before
-        verify = min(self.rows_max, self.cells - chunk - 1, self.n_batch)
-        if verify > 0:
-            self._warm_decode(chunk + 1, verify, rows=verify)
+        position = chunk + 1
+        shapes = [(self.rows_max, self.rows_max)]
+        if every_shape and self.model.gpu:
+            shapes += [(tokens, 1) for tokens in GPU_WARM_CHUNKS]
+            shapes += [(rows, rows) for rows in range(2, self.rows_max)]
+        for tokens, rows in shapes:
+            if tokens <= min(self.n_batch, self.cells - position):
+                self._warm_decode(position, tokens, rows=rows)
+                position += tokens
         self._api.llama_memory_clear(self._memory, False)
         return time.monotonic() - started_s, bytes_per_token
 

@@ -68,7 +68,7 @@ class Engine:
         per_slot = config.kept_max + config.gen_max
         self._working = self._lane(config.slots * per_slot, config.slots, config.kv_type)
         loaded_s = time.monotonic()
-        warm_s, self._kv_bytes_per_cell = self._working.context.warm_up()
+        warm_s, self._kv_bytes_per_cell = self._working.context.warm_up(every_shape=True)
         self._load_sent: Load | None = None
         self._load_sent_s = 0.0
         self._send(self._ready(loaded_s - started_s, warm_s))
@@ -262,6 +262,8 @@ class Engine:
             load_s=load_s,
             warm_s=warm_s,
             eog_ids=self._eog_ids,
+            state_bytes_per_slot=context.buffers.states // config.slots,
+            scratch_bytes=context.buffers.scratch,
         )
 
 

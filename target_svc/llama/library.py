@@ -1,8 +1,9 @@
 """Loads llama.cpp: environment, CUDA libraries, log filter. The only door to `llama_cpp`.
 
-Called once, first thing in the engine child, before any model. Refuses a CUDA build whose CUDA
-libraries are not there, with the package to install instead of the loader's bare message. What
-llama.cpp logs as a warning or an error is kept, since its functions only return NULL.
+Called once, first thing in the engine child, before any model. Refuses a CUDA build whose driver or
+CUDA libraries are not there, with what to install instead of the loader's bare message. What
+llama.cpp logs as a warning or an error is kept, since its functions only return NULL; so are the
+sizes of the buffers that it says it made, since no function tells them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import re
 import site
 import sys
 from collections import deque
@@ -23,11 +25,14 @@ from skim.log import get_logger
 
 log = get_logger()
 
+CUDA_DRIVER = "libcuda.so.1"
 # cublas needs cublasLt, and both need the runtime, hence the order.
 CUDA_LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13")
 LEVEL_WARN, LEVEL_ERROR, LEVEL_CONTINUE = 3, 4, 5  # enum ggml_log_level; no names in the binding
 # One line an ubatch when positions have gaps, which is what ORIGINAL positions are.
 EXPECTED = ("non-consecutive token position",)
+# "sched_reserve:      CUDA0 compute buffer size =   493.00 MiB"
+BUFFER = re.compile(r": +(\S+) +(\S+) buffer size = +([\d.]+) MiB")
 
 
 class Library:
@@ -41,7 +46,7 @@ class Library:
         # A failed GGML_ASSERT would otherwise run gdb for seconds before it aborts.
         os.environ["GGML_NO_BACKTRACE"] = "1"
         directory = _library_directory()
-        if (directory / "libggml-cuda.so").exists():
+        if any(directory.glob("libggml-cuda.so*")):  # with or without a version, as it was built
             preload_cuda()
         try:
             self.api: Any = import_bindings()
@@ -50,6 +55,7 @@ class Library:
                 f"llama.cpp cannot be loaded: {error}", reason="LLAMA_CPP_BROKEN"
             ) from error
         self._said: deque[str] = deque(maxlen=8)
+        self._buffers: dict[tuple[str, str], int] = {}
         self._line_level = 0
         self._callback = self.api.llama_log_callback(self._log)  # must outlive every call
         self.api.llama_log_set(self._callback, ctypes.c_void_p(0))
@@ -66,10 +72,22 @@ class Library:
         self._said.clear()
         return said
 
+    def take_buffers(self) -> dict[tuple[str, str], int]:
+        """Give the buffers made since the last call, and forget them.
+
+        Returns:
+            Bytes by device (`CPU`, `CUDA0`, `CUDA_Host`, …) and purpose (`KV`, `RS`, `compute`,
+            `output`, `model`).
+        """
+        made, self._buffers = self._buffers, {}
+        return made
+
     def _log(self, level: int, text: bytes, _: Any) -> None:
         # Called from llama.cpp's own threads, and an exception here would vanish: keep it trivial.
         self._line_level = level if level != LEVEL_CONTINUE else self._line_level
         line = text.decode(errors="replace").strip()
+        if found := BUFFER.search(line):
+            self._buffers[found[1], found[2]] = int(float(found[3]) * (1 << 20))
         if self._line_level not in (LEVEL_WARN, LEVEL_ERROR) or not line:
             return
         if any(known in line for known in EXPECTED):
@@ -97,15 +115,23 @@ def import_bindings() -> Any:
 
 
 def preload_cuda() -> None:
-    """Load the CUDA 13 libraries that a CUDA build links, from the loader's path or from wheels.
+    """Load what a CUDA build links: the driver, and CUDA 13's libraries by path or from wheels.
 
     Raises:
         ConfigError: one is missing; names it and what to install.
     """
-    roots = [Path(p) for p in (*site.getsitepackages(), site.getusersitepackages())]
+    if not _loads(CUDA_DRIVER):
+        raise ConfigError(
+            f"llama.cpp was built for CUDA, but the driver's {CUDA_DRIVER} cannot be loaded: give "
+            "this machine or container its GPU, or install llama-cpp-python's CPU build",
+            reason="CUDA_LIBRARY_MISSING",
+            got=CUDA_DRIVER,
+        )
+    # Wheels lie beside each other in any folder that Python imports from, PYTHONPATH's among them.
+    roots = dict.fromkeys((*sys.path, *site.getsitepackages(), site.getusersitepackages()))
     for name in CUDA_LIBRARIES:
-        candidates = [name, *(str(root / "nvidia" / "cu13" / "lib" / name) for root in roots)]
-        if not any(_loads(candidate) for candidate in candidates):
+        wheels = (str(Path(root) / "nvidia" / "cu13" / "lib" / name) for root in roots)
+        if not any(_loads(candidate) for candidate in (name, *wheels)):
             raise ConfigError(
                 f"llama.cpp was built for CUDA, but {name} cannot be loaded: install the CUDA 13 "
                 "runtime (pip: nvidia-cuda-runtime, nvidia-cublas) or set LD_LIBRARY_PATH",
