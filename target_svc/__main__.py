@@ -21,8 +21,9 @@ from skim.v1 import (
     target_pb2,
     target_pb2_grpc,
 )
-from target_svc.admin import AdminServicer, MemoryServicer
+from target_svc.admin import AdminServicer
 from target_svc.config import TargetSettings
+from target_svc.memory.service import MemoryServicer
 from target_svc.service import TargetServicer
 from target_svc.target import Target, TargetModel
 
@@ -42,7 +43,9 @@ def make_server(settings: TargetSettings, target: Target) -> RpcServer:
     )
     target_pb2_grpc.add_TargetServiceServicer_to_server(TargetServicer(target), server.data)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(settings, server), server.admin)
-    memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(), server.admin)
+    memory_pb2_grpc.add_MemoryServiceServicer_to_server(
+        MemoryServicer(target.landlord), server.admin
+    )
     changes: set[asyncio.Task[None]] = set()
 
     def on_health(serving: bool) -> None:

@@ -12,6 +12,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from skim.config import ServiceSettings, settings_config
+from target_svc.memory.policy import ParkPolicy, Rules
+from target_svc.memory.settings import MemorySettings
 from target_svc.messages import EngineConfig, KvType
 
 # The engine's own bound on waiting requests: far above ours, so that ours answers first.
@@ -73,6 +75,21 @@ class TargetSettings(ServiceSettings):
     # How long a caller may leave us without its next message (config, part, end, plan).
     idle_timeout_s: float = Field(default=300.0, gt=0.0, le=86_400.0)
 
+    # Unix socket for drafters that share the target's GPU, in a folder that only they can enter;
+    # unset: no memory plane, each process keeps its own memory.
+    memory_socket: Path | None = None
+    # Whether drafters give their memory up for a full context (`auto`), are resident only while
+    # they score (`always`), or are parked by people alone (`never`).
+    park_policy: ParkPolicy = "auto"
+    # Bytes of the GPU that everybody on it may use together; 0: all of it.
+    gpu_memory_budget_bytes: int = Field(default=0, ge=0)
+    # `auto` only: how long a drafter stays after it came back, so that mixed load does not thrash.
+    min_resident_s: float = Field(default=2.0, ge=0.0, le=3_600.0)
+    # How long a drafter may take to let go, its running pass included; then its lease is revoked.
+    park_timeout_s: float = Field(default=5.0, gt=0.0, le=60.0)
+    # Users whose drafters may connect, besides our own and root.
+    memory_peer_uids: tuple[int, ...] = ()
+
     # Seconds at start spent on timing prefills, so that the first estimate is measured; 0: off.
     calibration_s: float = Field(default=2.0, ge=0.0, le=600.0)
     # Tokens of an answer are joined into one message for this long; the first is never held.
@@ -84,6 +101,18 @@ class TargetSettings(ServiceSettings):
     def model_name(self) -> str:
         """Name that clients ask for."""
         return self.name or self.model.stem
+
+    def memory(self) -> MemorySettings | None:
+        """What the landlord needs to know; None: there is none."""
+        if self.memory_socket is None:
+            return None
+        return MemorySettings(
+            socket=self.memory_socket,
+            rules=Rules(self.park_policy, self.min_resident_s),
+            budget_bytes=self.gpu_memory_budget_bytes,
+            park_timeout_s=self.park_timeout_s,
+            peer_uids=self.memory_peer_uids,
+        )
 
     def engine(self) -> EngineConfig:
         """What the engine child needs to know."""

@@ -185,6 +185,7 @@ def _started(event: Started) -> target_pb2.PrefillStarted:
         degraded=event.degraded,
         queue_s=event.queue_s,
         map_s=event.map_s,
+        park_s=event.park_s,
     )
 
 

@@ -69,6 +69,8 @@ class EngineClient:
         self._closing = False
         # Called when `facts` or `failure` changed: the service's health follows the engine's.
         self.on_change: Callable[[], None] = lambda: None
+        # Called with each Load, and with none at all when the child is gone.
+        self.on_load: Callable[[Load], None] = lambda load: None
         self.facts: Ready | None = None
         self.failure: SkimError | None = None
         self.load: Load = IDLE
@@ -250,6 +252,7 @@ class EngineClient:
                     stream.fail(error_from(message.error, message.reason, message.message))
             case Load():
                 self.load = message
+                self.on_load(message)
             case Ready():
                 self.facts = message
                 self._changed.set()
@@ -292,6 +295,7 @@ class EngineClient:
             self._release.set_result(None)  # a dead child holds no memory
             self._release = None
         self._process, self.facts, self.full, self.load = None, None, None, IDLE
+        self.on_load(IDLE)
         self.on_change()
 
     def _disconnect(self) -> None:

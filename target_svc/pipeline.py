@@ -12,7 +12,9 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from target_svc.messages import Done, KvType, Progress, Ready, Submit, Tokens
 from target_svc.prefill_rate import ChunkTimer, PrefillRate
 from target_svc.request import Ask, Ended, EndReason, Event, Plan, Prefilled, Started
 from target_svc.routing import Route, Router
-from target_svc.seat import Engine, EventStream, Seat
+from target_svc.seat import Engine, EventStream, Room, Seat
 
 log = get_logger()
 
@@ -44,6 +46,14 @@ class Job:
     decoder: Decoder
 
 
+class RoomMaker(Protocol):
+    """Makes GPU memory free for a full context; `memory.landlord.Landlord.room`."""
+
+    def __call__(
+        self, num_bytes: int, *, deadline_s: float | None
+    ) -> AbstractAsyncContextManager[Room]: ...
+
+
 class Pipeline:
     """Answers requests on one engine.
 
@@ -56,6 +66,7 @@ class Pipeline:
         kept_max: prompt tokens that fit a slot of the working context.
         kv_type: of the full context.
         flush_s: how long tokens are joined into one piece.
+        room: makes memory free for a full context; None: nobody shares it with us.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class Pipeline:
         kept_max: int,
         kv_type: KvType,
         flush_s: float,
+        room: RoomMaker | None = None,
     ) -> None:
         self._engine = engine
         self.facts = facts
@@ -77,6 +89,7 @@ class Pipeline:
         self._kept_max = kept_max
         self._kv_type = kv_type
         self._flush_s = flush_s
+        self._room = room
         self._numbers = itertools.count()
         self._leaving: set[asyncio.Task[None]] = set()
         self.rate = rate
@@ -99,7 +112,7 @@ class Pipeline:
                     yield queued
                 if await self._make_context(seat, route, job.ask, last=number == len(routes)):
                     stream = await seat.submit(self._submit(job, route))
-                    yield _started(route, time.monotonic() - begin_s)
+                    yield _started(route, time.monotonic() - begin_s, seat.park_s)
                     async for event in self._run(job, route, stream):
                         yield event
                     return
@@ -136,11 +149,22 @@ class Pipeline:
             return True
         try:
             cells = self._budget.cells(route.kept.num_tokens, ask.max_tokens)
+            if self._room is not None:
+                size_bytes = self._budget.size_bytes(cells)
+                await seat.take_room(self._room(size_bytes, deadline_s=ask.deadline_s))
             await seat.reserve(cells, self._kv_type)
         except Busy as busy:
-            log.warning("full_context_refused", request_id=ask.request_id, cells=cells)
+            log.warning(
+                "full_context_refused",
+                request_id=ask.request_id,
+                cells=cells,
+                reason=busy.reason,
+                error=busy.message,
+            )
             if last:
-                raise self.router.impossible(route) from busy
+                limit_bytes = busy.metadata.get("limit_bytes")
+                limit = None if limit_bytes is None else int(limit_bytes)
+                raise self.router.impossible(route, limit) from busy
             return False
         return True
 
@@ -232,8 +256,15 @@ class AnswerClock:
         return self._last_s - self._first_s
 
 
-def _started(route: Route, queue_s: float) -> Started:
-    return Started(route.kept.num_tokens, route.original, route.degraded, queue_s, route.map_s)
+def _started(route: Route, wait_s: float, park_s: float) -> Started:
+    return Started(
+        route.kept.num_tokens,
+        route.original,
+        route.degraded,
+        queue_s=wait_s - park_s,
+        map_s=route.map_s,
+        park_s=park_s,
+    )
 
 
 def _ended(

@@ -75,6 +75,7 @@ class Started:
     degraded: bool
     queue_s: float
     map_s: float
+    park_s: float = 0.0
 
 
 @dataclass(frozen=True)

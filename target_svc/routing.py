@@ -95,9 +95,11 @@ class Router:
             raise self.impossible(routes[0])
         return fitting
 
-    def impossible(self, route: Route) -> Busy:
-        """Say that a route fits no context."""
+    def impossible(self, route: Route, limit_bytes: int | None = None) -> Busy:
+        """Say that a route fits no context; `limit_bytes` is what one could have now, if known."""
         limit, got = self.full_max_tokens, route.kept.num_tokens
+        if limit_bytes is not None:
+            limit = min(limit, max(self._kept_max, self._budget.tokens_within(limit_bytes)))
         return Busy(
             f"this plan prefills {got} tokens, and there is memory for at most {limit}",
             reason="FULL_PREFILL_IMPOSSIBLE",

@@ -2,13 +2,14 @@
 
 The pipeline takes a seat before the engine sees the request and leaves it however the request
 ended. Leaving keeps the books true by its order: the engine frees the sequence, then the full
-context, and only then does the next request get the place.
+context, the landlord gets its bytes back, and only then does the next request get the place.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from skim.errors import SkimError
@@ -41,6 +42,13 @@ class Engine(Protocol):
     async def release(self) -> None: ...
 
 
+class Room(Protocol):
+    """GPU memory that was made free for a full context, as `memory.landlord` gives it."""
+
+    @property
+    def park_s(self) -> float: ...
+
+
 class Seat:
     """A place in a lane, and what was built on it."""
 
@@ -49,6 +57,8 @@ class Seat:
         self._ticket = ticket
         self._stream: EventStream | None = None
         self._reserved = False
+        self._rooms = contextlib.AsyncExitStack()
+        self.park_s = 0.0  # parking drafters for this request
 
     async def turns(self) -> AsyncIterator[Queued]:
         """Yield the place in the queue as it changes, until the request is seated.
@@ -60,6 +70,10 @@ class Seat:
         async for ahead in self._ticket.turns():
             total = max(total, ahead + 1)  # the one that runs is ahead too
             yield Queued(total - ahead - 1, total)
+
+    async def take_room(self, room: AbstractAsyncContextManager[Room]) -> None:
+        """Have memory made free for the full context, and keep it so until the seat is left."""
+        self.park_s = (await self._rooms.enter_async_context(room)).park_s
 
     async def reserve(self, cells: int, kv_type: KvType) -> None:
         """Create the full context."""
@@ -82,4 +96,7 @@ class Seat:
             if self._reserved:
                 await self._engine.release()
         finally:
-            self._ticket.leave()
+            try:
+                await self._rooms.aclose()
+            finally:
+                self._ticket.leave()

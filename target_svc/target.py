@@ -14,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from kernels.errors import KernelError
+from kernels.ipc.physical import Physical
 from modelfile.chat_template import ChatTemplate
 from modelfile.gguf_file import GgufFile
 from modelfile.hparams import ModelShape
 from modelfile.stream_decoder import StreamDecoder
 from modelfile.tokenizer import Tokenizer
-from skim.errors import Busy, PreconditionFailed, SkimError, Unavailable
+from skim.errors import Busy, ConfigError, PreconditionFailed, SkimError, Unavailable
 from skim.log import get_logger
 from skim.spans import Span
 from target_svc.admission import Admission
@@ -27,7 +29,9 @@ from target_svc.answer import Decoder
 from target_svc.config import TargetSettings
 from target_svc.engine_client import EngineClient
 from target_svc.memory.full_context import FullContextBudget, available_host_bytes
-from target_svc.messages import Ready
+from target_svc.memory.gpu_memory import from_kernel_error
+from target_svc.memory.landlord import Landlord
+from target_svc.messages import Load, Ready
 from target_svc.pipeline import Pipeline
 from target_svc.prefill_rate import PrefillRate
 from target_svc.tokenise import PromptTokeniser
@@ -60,14 +64,26 @@ class Target:
     Args:
         settings: of this process.
         model: the file that the engine will run.
+        physical: the GPU whose memory is shared with drafters, where the settings ask for a memory
+            plane; None: the first one that CUDA finds. Tests give one that needs no GPU.
+    Raises:
+        ConfigError: a memory plane is asked for, and there is no GPU.
 
     Attributes:
+        landlord: of the drafters' weights; None: no memory plane.
         on_health: called with whether requests can be served, when that may have changed.
         on_failure: called once, when the engine failed for good.
     """
 
-    def __init__(self, settings: TargetSettings, model: TargetModel) -> None:
+    def __init__(
+        self, settings: TargetSettings, model: TargetModel, *, physical: Physical | None = None
+    ) -> None:
         self.settings = settings
+        self._physical: Physical | None = None
+        self.landlord: Landlord | None = None
+        if (memory := settings.memory()) is not None:
+            self._physical = physical or first_gpu()
+            self.landlord = Landlord(self._physical, memory)
         self.model = model
         self.engine = EngineClient(settings.engine())
         self.admission = Admission(
@@ -84,24 +100,30 @@ class Target:
         self._closing = False
 
     async def start(self) -> None:
-        """Load the model, time prefills, then serve.
+        """Load the model, time prefills, then serve; drafters may attach while it loads.
 
         Raises:
+            ConfigError: the memory plane's socket cannot be made, or another target has it.
             ModelFileError: llama.cpp cannot open the model.
             EngineFault: the engine died again and again, or there is no memory for its context.
         """
+        if self.landlord is not None:
+            await self.landlord.start()
+            self.engine.on_load = self._load_changed
         self.engine.on_change = self._engine_changed
         await self.engine.start()
         facts = await self.engine.ready()
+        room_bytes = await self.landlord.largest_room() if self.landlord is not None else None
         pipeline = Pipeline(
             self.engine,
             facts,
             admission=self.admission,
-            budget=full_context_budget(self.settings, facts),
+            budget=full_context_budget(self.settings, facts, room_bytes),
             rate=self.rate,
             kept_max=self.settings.kept_max,
             kv_type=self.settings.kv_type,
             flush_s=self.settings.flush_s,
+            room=self.landlord.room if self.landlord is not None and facts.gpu else None,
         )
         if self.settings.calibration_s > 0.0:
             await pipeline.calibrate(self.settings.calibration_s)
@@ -122,6 +144,9 @@ class Target:
         await self.engine.close()
         if self._pipeline is not None:
             await self._pipeline.idle()
+        if self.landlord is not None and self._physical is not None:
+            await self.landlord.close()
+            self._physical.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -183,21 +208,54 @@ class Target:
         render = self.model.chat_template.render_streamable
         return await asyncio.get_running_loop().run_in_executor(self._pool, render, roles)
 
+    def _load_changed(self, load: Load) -> None:
+        if self.landlord is not None:
+            self.landlord.set_decoding(load.decoding > 0)
+
     def _engine_changed(self) -> None:
         self.on_health(self.serving)
         if self.engine.failure is not None and not self._closing:
             self.on_failure(self.engine.failure)
 
 
-def full_context_budget(settings: TargetSettings, facts: Ready) -> FullContextBudget:
-    """Work the full context's limits out from the settings and what is free now."""
+def first_gpu() -> Physical:
+    """The GPU that the engine runs on, opened without a CUDA context.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        # Imported here: a target without a memory plane needs no CUDA package.
+        from kernels.ipc.cuda_physical import CudaPhysical
+
+        return CudaPhysical(0)
+    except KernelError as error:
+        raise from_kernel_error(error) from error
+    except ImportError as error:
+        raise ConfigError(f"memory_socket needs a GPU and the CUDA packages: {error}") from error
+
+
+def full_context_budget(
+    settings: TargetSettings, facts: Ready, room_bytes: int | None = None
+) -> FullContextBudget:
+    """Work the full context's limits out from the settings and what is free now.
+
+    `room_bytes` is what the landlord could make free on the GPU; None: there is no landlord.
+    """
     budget_bytes = settings.full_memory_bytes
-    if budget_bytes is None and not facts.gpu:
-        budget_bytes = available_host_bytes() // 2  # the other half: page cache, other services
+    if budget_bytes is None:
+        # The other half of a host's memory: page cache, other services.
+        budget_bytes = room_bytes if facts.gpu else available_host_bytes() // 2
+    # The working context's own buffers, as llama.cpp told them: its graph grows with each cell by
+    # the mask, two bytes for every token of a batch, and the rest is the same in any context.
+    per_cell = 2 * facts.n_batch if facts.scratch_bytes else 0
+    graph_bytes = max(0, facts.scratch_bytes - facts.cells * per_cell)
     return FullContextBudget(
         kv_bytes_per_cell=facts.kv_bytes_per_cell,
         trained_tokens=facts.n_ctx_train,
         gen_max=settings.gen_max,
         budget_bytes=budget_bytes,
         setting_tokens=settings.full_max_tokens,
+        buffer_bytes=facts.state_bytes_per_slot + graph_bytes,
+        buffer_bytes_per_cell=per_cell,
     )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from skim.v1 import drafter_pb2 as skim_dot_v1_dot_drafter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14skim/v1/memory.proto\x12\x07skim.v1\x1a\x15skim/v1/drafter.proto\"\xce\x01\n\x06Region\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.skim.v1.ResidencyState\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x15\n\rlayout_digest\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65vice_uuid\x18\x07 \x01(\t\x12\x11\n\tlease_pid\x18\x08 \x01(\r\x12\x11\n\ttransport\x18\t \x01(\t\"\x14\n\x12ListRegionsRequest\"7\n\x13ListRegionsResponse\x12 \n\x07regions\x18\x01 \x03(\x0b\x32\x0f.skim.v1.Region\"\\\n\x0bParkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11\x65xpect_generation\x18\x02 \x01(\x04\x12\x16\n\ttimeout_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"l\n\x0cParkResponse\x12\x1f\n\x06region\x18\x01 \x01(\x0b\x32\x0f.skim.v1.Region\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x61lready_parked\x18\x03 \x01(\x08\x12\x0e\n\x06park_s\x18\x04 \x01(\x01\"8\n\rUnparkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11\x65xpect_generation\x18\x02 \x01(\x04\"]\n\x0eUnparkResponse\x12\x1f\n\x06region\x18\x01 \x01(\x0b\x32\x0f.skim.v1.Region\x12\x14\n\x0c\x63opied_bytes\x18\x02 \x01(\x04\x12\x14\n\x0clayers_ready\x18\x03 \x01(\r\"!\n\x11WatchStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x12WatchStateResponse\x12\x1f\n\x06region\x18\x01 \x01(\x0b\x32\x0f.skim.v1.Region2\x94\x02\n\rMemoryService\x12H\n\x0bListRegions\x12\x1b.skim.v1.ListRegionsRequest\x1a\x1c.skim.v1.ListRegionsResponse\x12\x33\n\x04Park\x12\x14.skim.v1.ParkRequest\x1a\x15.skim.v1.ParkResponse\x12;\n\x06Unpark\x12\x16.skim.v1.UnparkRequest\x1a\x17.skim.v1.UnparkResponse0\x01\x12G\n\nWatchState\x12\x1a.skim.v1.WatchStateRequest\x1a\x1b.skim.v1.WatchStateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14skim/v1/memory.proto\x12\x07skim.v1\x1a\x15skim/v1/drafter.proto\"\xce\x01\n\x06Region\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.skim.v1.ResidencyState\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x15\n\rlayout_digest\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65vice_uuid\x18\x07 \x01(\t\x12\x11\n\tlease_pid\x18\x08 \x01(\r\x12\x11\n\ttransport\x18\t \x01(\t\"\x14\n\x12ListRegionsRequest\"7\n\x13ListRegionsResponse\x12 \n\x07regions\x18\x01 \x03(\x0b\x32\x0f.skim.v1.Region\"\\\n\x0bParkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11\x65xpect_generation\x18\x02 \x01(\x04\x12\x16\n\ttimeout_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"\x85\x01\n\x0cParkResponse\x12\x1f\n\x06region\x18\x01 \x01(\x0b\x32\x0f.skim.v1.Region\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x61lready_parked\x18\x03 \x01(\x08\x12\x0e\n\x06park_s\x18\x04 \x01(\x01\x12\x17\n\x0fworkspace_bytes\x18\x05 \x01(\x04\"8\n\rUnparkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x11\x65xpect_generation\x18\x02 \x01(\x04\"]\n\x0eUnparkResponse\x12\x1f\n\x06region\x18\x01 \x01(\x0b\x32\x0f.skim.v1.Region\x12\x14\n\x0c\x63opied_bytes\x18\x02 \x01(\x04\x12\x14\n\x0clayers_ready\x18\x03 \x01(\r\"!\n\x11WatchStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x12WatchStateResponse\x12\x1f\n\x06region\x18\x01 \x01(\x0b\x32\x0f.skim.v1.Region2\x94\x02\n\rMemoryService\x12H\n\x0bListRegions\x12\x1b.skim.v1.ListRegionsRequest\x1a\x1c.skim.v1.ListRegionsResponse\x12\x33\n\x04Park\x12\x14.skim.v1.ParkRequest\x1a\x15.skim.v1.ParkResponse\x12;\n\x06Unpark\x12\x16.skim.v1.UnparkRequest\x1a\x17.skim.v1.UnparkResponse0\x01\x12G\n\nWatchState\x12\x1a.skim.v1.WatchStateRequest\x1a\x1b.skim.v1.WatchStateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,16 +40,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTREGIONSRESPONSE']._serialized_end=342
   _globals['_PARKREQUEST']._serialized_start=344
   _globals['_PARKREQUEST']._serialized_end=436
-  _globals['_PARKRESPONSE']._serialized_start=438
-  _globals['_PARKRESPONSE']._serialized_end=546
-  _globals['_UNPARKREQUEST']._serialized_start=548
-  _globals['_UNPARKREQUEST']._serialized_end=604
-  _globals['_UNPARKRESPONSE']._serialized_start=606
-  _globals['_UNPARKRESPONSE']._serialized_end=699
-  _globals['_WATCHSTATEREQUEST']._serialized_start=701
-  _globals['_WATCHSTATEREQUEST']._serialized_end=734
-  _globals['_WATCHSTATERESPONSE']._serialized_start=736
-  _globals['_WATCHSTATERESPONSE']._serialized_end=789
-  _globals['_MEMORYSERVICE']._serialized_start=792
-  _globals['_MEMORYSERVICE']._serialized_end=1068
+  _globals['_PARKRESPONSE']._serialized_start=439
+  _globals['_PARKRESPONSE']._serialized_end=572
+  _globals['_UNPARKREQUEST']._serialized_start=574
+  _globals['_UNPARKREQUEST']._serialized_end=630
+  _globals['_UNPARKRESPONSE']._serialized_start=632
+  _globals['_UNPARKRESPONSE']._serialized_end=725
+  _globals['_WATCHSTATEREQUEST']._serialized_start=727
+  _globals['_WATCHSTATEREQUEST']._serialized_end=760
+  _globals['_WATCHSTATERESPONSE']._serialized_start=762
+  _globals['_WATCHSTATERESPONSE']._serialized_end=815
+  _globals['_MEMORYSERVICE']._serialized_start=818
+  _globals['_MEMORYSERVICE']._serialized_end=1094
 # @@protoc_insertion_point(module_scope)

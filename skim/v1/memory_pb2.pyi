@@ -50,16 +50,18 @@ class ParkRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., expect_generation: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class ParkResponse(_message.Message):
-    __slots__ = ("region", "freed_bytes", "already_parked", "park_s")
+    __slots__ = ("region", "freed_bytes", "already_parked", "park_s", "workspace_bytes")
     REGION_FIELD_NUMBER: _ClassVar[int]
     FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
     ALREADY_PARKED_FIELD_NUMBER: _ClassVar[int]
     PARK_S_FIELD_NUMBER: _ClassVar[int]
+    WORKSPACE_BYTES_FIELD_NUMBER: _ClassVar[int]
     region: Region
     freed_bytes: int
     already_parked: bool
     park_s: float
-    def __init__(self, region: _Optional[_Union[Region, _Mapping]] = ..., freed_bytes: _Optional[int] = ..., already_parked: bool = ..., park_s: _Optional[float] = ...) -> None: ...
+    workspace_bytes: int
+    def __init__(self, region: _Optional[_Union[Region, _Mapping]] = ..., freed_bytes: _Optional[int] = ..., already_parked: bool = ..., park_s: _Optional[float] = ..., workspace_bytes: _Optional[int] = ...) -> None: ...
 
 class UnparkRequest(_message.Message):
     __slots__ = ("name", "expect_generation")

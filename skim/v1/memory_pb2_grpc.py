@@ -75,8 +75,9 @@ class MemoryServiceServicer(object):
     def Park(self, request, context):
         """Free a region's device memory. Idempotent by generation.
 
-        Errors: NOT_FOUND, FAILED_PRECONDITION (GENERATION_MISMATCH), ABORTED (PARK_SHORT: fewer bytes
-        came free than the region holds), DEADLINE_EXCEEDED, UNIMPLEMENTED.
+        Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (GENERATION_MISMATCH), ABORTED
+        (PARK_SHORT: fewer bytes came free than the region holds), DEADLINE_EXCEEDED (its first tenant
+        is still writing it), UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +86,9 @@ class MemoryServiceServicer(object):
     def Unpark(self, request, context):
         """Bring a region back; streams its progress.
 
-        Errors: NOT_FOUND, RESOURCE_EXHAUSTED (not enough device memory), UNIMPLEMENTED.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (GENERATION_MISMATCH; NO_TENANT: no drafter is attached
+        who could copy), RESOURCE_EXHAUSTED (NO_ROOM: not enough device memory), UNAVAILABLE
+        (UNPARK_INTERRUPTED), UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

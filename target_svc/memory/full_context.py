@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# Buffers of a context beyond its KV cells (graph, logits of one row, scheduler), and the reserve
-# that a first decode needs: 40 MiB more than creation, 128 MiB to be safe.
+# What a first decode needs beyond creation: 40 MiB were measured, 128 MiB are set aside.
 RESERVE_BYTES = 128 << 20
 CELL_ALIGNMENT = 256  # llama.cpp rounds a context up to this many cells
 
@@ -28,6 +27,8 @@ class FullContextBudget:
         gen_max: cells set aside for the answer.
         budget_bytes: most bytes to spend; None: no bound of ours.
         setting_tokens: the operator's own limit on the prompt; None: from the budget.
+        buffer_bytes: that a context takes whatever its size, the reserve apart.
+        buffer_bytes_per_cell: that a cell takes beyond its KV.
     """
 
     kv_bytes_per_cell: int
@@ -35,6 +36,8 @@ class FullContextBudget:
     gen_max: int
     budget_bytes: int | None
     setting_tokens: int | None = None
+    buffer_bytes: int = 0
+    buffer_bytes_per_cell: int = 0
 
     @property
     def max_tokens(self) -> int:
@@ -46,8 +49,12 @@ class FullContextBudget:
             return self.setting_tokens
         if self.budget_bytes is None:
             return self.trained_tokens
-        free = self.budget_bytes - RESERVE_BYTES
-        cells = free // max(self.kv_bytes_per_cell, 1) // CELL_ALIGNMENT * CELL_ALIGNMENT
+        return self.tokens_within(self.budget_bytes)
+
+    def tokens_within(self, num_bytes: int) -> int:
+        """Prompt tokens of the longest full prefill that so many bytes hold; 0: none."""
+        free = num_bytes - RESERVE_BYTES - self.buffer_bytes
+        cells = free // max(self._bytes_per_cell, 1) // CELL_ALIGNMENT * CELL_ALIGNMENT
         return max(0, min(self.trained_tokens, cells - self.gen_max))
 
     def cells(self, prompt_tokens: int, answer_tokens: int) -> int:
@@ -57,7 +64,11 @@ class FullContextBudget:
 
     def size_bytes(self, cells: int) -> int:
         """Bytes that a context of so many cells takes, reserve included."""
-        return cells * self.kv_bytes_per_cell + RESERVE_BYTES
+        return cells * self._bytes_per_cell + self.buffer_bytes + RESERVE_BYTES
+
+    @property
+    def _bytes_per_cell(self) -> int:
+        return self.kv_bytes_per_cell + self.buffer_bytes_per_cell
 
 
 def available_host_bytes() -> int:

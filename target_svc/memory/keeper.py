@@ -109,7 +109,7 @@ class Keeper:
         taken = any(region.name == hello.model for region in self.regions.values())
         if taken or len(self.regions) >= MAX_REGIONS:
             return None
-        self.regions[key] = ManagedRegion(hello, self.gpu.physical.uuid, self.clock)
+        self.regions[key] = ManagedRegion(hello, self.gpu.physical, self.clock)
         return self.regions[key]
 
     def forget(self, region: ManagedRegion) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from kernels.ipc.physical import Physical
-from skim.errors import Busy, DeadlineExceeded, NotFound, PreconditionFailed, Unavailable
+from skim.errors import DeadlineExceeded, NotFound, PreconditionFailed, Unavailable
 from skim.log import get_logger
 from target_svc.memory import policy
 from target_svc.memory.gpu_memory import GpuMemory, no_room
@@ -113,7 +113,7 @@ class Landlord:
         found = (region.info() for region in self._keeper.regions.values())
         return tuple(sorted(found, key=lambda info: info.name))
 
-    def watch(self, name: str) -> AsyncIterator[RegionInfo]:
+    def watch(self, name: str) -> AsyncGenerator[RegionInfo, None]:
         """A region's states, the current one first, until the region is gone.
 
         Raises:
@@ -144,7 +144,9 @@ class Landlord:
         limit_s = self._settings.park_timeout_s if timeout_s is None else timeout_s
         return await asyncio.shield(self._keeper.ensure_park(region, limit_s))
 
-    async def unpark(self, name: str, *, expect_generation: int = 0) -> AsyncIterator[RegionInfo]:
+    async def unpark(
+        self, name: str, *, expect_generation: int = 0
+    ) -> AsyncGenerator[RegionInfo, None]:
         """Bring a region back; yields its progress, last of all the resident region.
 
         Raises:
@@ -166,13 +168,15 @@ class Landlord:
                     reason="NO_TENANT",
                 )
             await asyncio.shield(self._keeper.ensure_unpark(region))
-        async for info in region.watch():
-            yield info
-            if region.residency.state == "RESIDENT" and region.residency.loaded:
-                if info.state == "RESIDENT":
-                    return
-            elif region.residency.state != "UNPARKING":
-                break
+        async with aclosing(region.watch()) as infos:
+            async for info in infos:
+                yield info
+                now = region.residency
+                if now.state == "RESIDENT" and now.loaded:
+                    if info.state == "RESIDENT":  # the last one: it has caught up
+                        return
+                elif now.state != "UNPARKING":
+                    break
         raise Unavailable(
             f"the unpark of {name} was interrupted", reason="UNPARK_INTERRUPTED", retry_after_s=1.0
         )
@@ -305,8 +309,3 @@ def _mismatch(region: ManagedRegion, expected: int) -> PreconditionFailed:
         got=expected,
         allowed=region.residency.generation,
     )
-
-
-def is_no_room(busy: Busy) -> bool:
-    """Whether a Busy says that GPU memory lacks."""
-    return busy.reason == "NO_ROOM"

@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kernels.ipc.messages import Hello, Tensors
-from kernels.ipc.physical import Region
+from kernels.ipc.physical import Physical, Region
 from target_svc.memory.policy import RegionFacts
 from target_svc.memory.residency import Residency, State
 
 if TYPE_CHECKING:
     from target_svc.memory.lease import Lease
 
-TRANSPORT = "vmm_fd"
 WATCH_LIMIT = 256  # states that a slow watcher may be behind; the oldest are dropped
 
 Key = tuple[str, str]  # digests of the model and of its layout
@@ -58,11 +57,11 @@ class ManagedRegion:
         unmapped: set to the bytes of the tenant's workspace when it let go; None: nobody waits.
     """
 
-    def __init__(self, hello: Hello, device_uuid: str, clock: Callable[[], float]) -> None:
+    def __init__(self, hello: Hello, physical: Physical, clock: Callable[[], float]) -> None:
         self.name = hello.model
         self.key: Key = (hello.model_digest, hello.layout_digest)
         self.size_bytes = hello.size_bytes
-        self._device_uuid = device_uuid
+        self._physical = physical
         self._clock = clock
         self.residency = Residency()
         self.since_s = clock()
@@ -101,9 +100,9 @@ class ManagedRegion:
             self.residency.state,
             self.size_bytes,
             *self.key,
-            self._device_uuid,
+            self._physical.uuid,
             self.lease.pid if self.lease is not None else 0,
-            TRANSPORT,
+            self._physical.transport,
             self.copied_bytes,
             self.layers_ready,
         )
@@ -133,7 +132,7 @@ class ManagedRegion:
         if self.unmapped is not None and not self.unmapped.done():
             self.unmapped.set_result(workspace_bytes)
 
-    async def watch(self) -> AsyncIterator[RegionInfo]:
+    async def watch(self) -> AsyncGenerator[RegionInfo, None]:
         """What holds now, then each change, until the region is forgotten."""
         watcher = _Watcher()
         watcher.push(self.info())
