@@ -2,7 +2,8 @@
 
 The landlord owns a region of device memory and an image of the same bytes on the host; both come as
 file descriptors (`lease`, `residency`). The addresses are reserved once, so the weights' addresses
-hold while memory comes and goes behind them; the image is mapped and pinned once and kept.
+hold while memory comes and goes behind them (by the legacy transport they may move, and the weights
+with them); the image is mapped and pinned once and kept.
 
 Refuses (HandleError, ProtocolError) a region or an image of another size or with another tensor
 table than this model's, and (ModelFileError) a file that is no longer the one that was opened.
@@ -16,6 +17,7 @@ from drafter_svc.cuda_weights import CudaWeights, fill_region
 from kernels.device import Device, Mark, Pinned
 from kernels.errors import HandleError, ProtocolError
 from kernels.ipc.image import Image, checksum, open_image
+from kernels.ipc.legacy import SharedWindow
 from kernels.ipc.messages import Tensor, Tensors
 from modelfile.gguf_file import GgufFile
 from skim.errors import ModelFileError
@@ -41,7 +43,7 @@ class LeasedRegion:
         self._device, self._path, self._weights = device, path, weights
         self.model_digest = model_digest
         self.layout_digest = weights.layout.digest
-        self._window = device.reserve(weights.layout.size_bytes)
+        self._window = SharedWindow(device, weights.layout.size_bytes)
         self.size_bytes = self._window.size_bytes
         weights.rebase(self._window.address)
         self.tensors: Tensors = tuple(
@@ -58,8 +60,10 @@ class LeasedRegion:
         return self._window.mapped
 
     def map(self, fd: int) -> None:
-        """Map a region; takes the descriptor. HandleError: see `Window.map`."""
+        """Map a region; takes the descriptor. HandleError: see `SharedWindow.map`."""
         self._window.map(fd)
+        if self._window.address != self._weights.base_address:  # only by the legacy transport
+            self._weights.rebase(self._window.address)
 
     def unmap(self) -> None:
         """Let the region go once all queued work is done; idempotent."""
