@@ -60,6 +60,7 @@ class CudaBackend:
         device, weights: as given.
         workspace: the arena of the passes.
         planted: holds planted lists on the device, beside the arena.
+        pacer: of the passes, or None.
     """
 
     name = "cuda"
@@ -89,7 +90,7 @@ class CudaBackend:
         self._model = weights.describe()
         self.planted = PlantedOnDevice(device, planted)
         self._chunk_rows = chunk_rows
-        self._residency, self._pacer = residency, pacer
+        self._residency, self.pacer = residency, pacer
         if residency is not None:
             residency.on_release = self._release
         self._closed = False
@@ -216,7 +217,7 @@ class CudaBackend:
 
     def _pauses(self, stop: threading.Event) -> Callable[[], None]:
         """What a pass calls where it may pause."""
-        pacer = self._pacer
+        pacer = self.pacer
         if pacer is None:
             return lambda: None
         pacer.begin()
