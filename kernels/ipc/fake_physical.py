@@ -45,7 +45,7 @@ class FakeRegion:
 
     def forget_if_free(self) -> bool:
         """Whether nobody holds the region any more; then its memory is given back."""
-        if self._handle_fd >= 0 or not _is_free(self._unlocked_fd):
+        if not _is_free(self._unlocked_fd):
             return False
         os.close(self._unlocked_fd)
         self._unlocked_fd = -1

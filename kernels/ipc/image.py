@@ -2,12 +2,11 @@
 
 The landlord creates it, the first tenant writes it, the landlord checks and seals it, and every
 later tenant maps it read-only and copies from it to the GPU. Always `MAP_SHARED`: the driver copies
-the pages of a private mapping, or never comes back. Refuses an image that is not as large as asked.
+the pages of a private mapping, or never comes back. Refuses descriptors that are no image.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import mmap
@@ -19,11 +18,12 @@ from numpy.typing import NDArray
 from kernels.errors import HandleError, InvalidArgument
 
 CHUNK_BYTES = 16 << 20
+_FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # reading past a shrunk end is a SIGBUS
 _F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h; Python 3.11 has no name for it
 
 
 def create_image(size_bytes: int) -> int:
-    """A new image, all zero, as a file descriptor that can be sealed; the caller closes it.
+    """A new image, all zero, of a size that nobody can change; the caller closes the descriptor.
 
     Raises:
         InvalidArgument: `size_bytes` is not positive.
@@ -37,6 +37,7 @@ def create_image(size_bytes: int) -> int:
         raise HandleError("image", f"cannot be created: {error}") from error
     try:
         os.ftruncate(fd, size_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _FIXED_SIZE)
     except (OSError, OverflowError) as error:
         os.close(fd)
         raise HandleError("image", f"cannot be {size_bytes:,} bytes long: {error}") from error
@@ -52,20 +53,12 @@ class Image:
     """
 
     def __init__(self, mapping: mmap.mmap) -> None:
-        self._mapping: mmap.mmap | None = mapping
         self.size_bytes = len(mapping)
         self.bytes_: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
 
     def close(self) -> None:
-        """Unmap it, as soon as no view of `bytes_` is left; a second call does nothing."""
-        if self._mapping is None:
-            return
-        mapping, self._mapping = self._mapping, None
+        """Let the mapping go; it ends with the last view of `bytes_` that somebody still has."""
         self.bytes_ = np.empty(0, np.uint8)
-        try:
-            mapping.close()
-        except BufferError:  # a view is alive: the mapping ends with it
-            return
 
 
 def open_image(fd: int, writable: bool) -> Image:
@@ -88,21 +81,20 @@ def open_image(fd: int, writable: bool) -> Image:
 
 
 def seal_image(fd: int) -> None:
-    """Fix size and content: from now on nobody maps it writable, writes it or resizes it.
+    """Fix the content: from now on nobody maps the image writable or writes to it.
 
     A writable mapping that exists stays one (a tenant may have it pinned, and it is as trusted as
     the landlord); so its owner closes it first. A second call does nothing.
 
     Raises:
-        HandleError: the descriptor cannot be sealed.
+        HandleError: the descriptor is no image.
     """
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE
+    seals = _FIXED_SIZE | _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
     try:
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals != seals:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) != seals:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except OSError as error:
-        why = "is no image" if error.errno in (errno.EINVAL, errno.EBADF) else "cannot be sealed"
-        raise HandleError("image", f"{why}: {error}") from error
+        raise HandleError("image", f"descriptor {fd} is no image: {error}") from error
 
 
 def checksum(array: NDArray[np.uint8]) -> str:

@@ -79,12 +79,18 @@ def test_view_outlives_the_image_that_was_closed(fd: int) -> None:
     assert mappings_of_images() == mappings
 
 
+@pytest.mark.parametrize("size_bytes", [SIZE - 1, SIZE + 1])
+def test_image_keeps_the_size_it_was_made_with(fd: int, size_bytes: int) -> None:
+    """Who reads past the end of a shrunk file is killed."""
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, size_bytes)
+    os.close(fd)
+
+
 def test_sealed_image_can_be_read_and_no_more_than_read(fd: int) -> None:
     seal_image(fd)
     for change in (
         lambda: open_image(fd, writable=True),
-        lambda: os.ftruncate(fd, SIZE + 1),
-        lambda: os.ftruncate(fd, SIZE - 1),
         lambda: os.pwrite(fd, b"x", 0),
     ):
         with pytest.raises((HandleError, PermissionError)):
