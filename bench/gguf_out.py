@@ -95,7 +95,7 @@ def _write_piece(fd: int, tensor: OutTensor, place: int, begin: int) -> None:
     at = place + begin
     for run in _runs(tensor, begin, min(tensor.size_bytes, begin + PIECE_BYTES)):
         while run.size:
-            written = os.pwrite(fd, memoryview(run), at)
+            written = os.pwrite(fd, run.data, at)
             run, at = run[written:], at + written
 
 

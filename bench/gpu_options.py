@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from kernels.device import Device
 
@@ -66,6 +67,24 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return found.stdout.strip()
+
+
+def gpu_facts() -> dict[str, Any] | None:
+    """Name, driver and memory of the first GPU; None without one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no package, no driver, no GPU: each says so with its own error
+        return None
+    device = pynvml.nvmlDeviceGetHandleByIndex(0)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+    return {
+        "name": pynvml.nvmlDeviceGetName(device),
+        "driver": pynvml.nvmlSystemGetDriverVersion(),
+        "total_bytes": int(memory.total),
+        "free_bytes": int(memory.free),
+    }
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -26,6 +26,7 @@ from bench.gpu_options import integers
 from target_svc.llama.context import KV_TYPES
 from target_svc.llama.library import Library
 from target_svc.llama.model import Model
+from target_svc.messages import KvType
 
 WARM_TOKENS = 4_096
 SPARE_CELLS = 256
@@ -34,7 +35,7 @@ SPARE_CELLS = 256
 class Vanilla:
     """A model and one context of `cells` cells, used as an example program of llama.cpp would."""
 
-    def __init__(self, path: str, *, cells: int, kv_type: str, ubatch: int) -> None:
+    def __init__(self, path: str, *, cells: int, kv_type: KvType, ubatch: int) -> None:
         library = Library()
         self._api: Any = library.api
         begin_s = time.monotonic()
