@@ -19,7 +19,7 @@ from kernels.specialisation import OLDEST_CAPABILITY, arch_of
 OLDEST_CUDA = (13, 0)  # that a driver must know: what the installed bindings call
 LEAST_FREE_BYTES = 1 << 30  # a context alone takes 524 MiB; a model's need is known to its loader
 INSTALL = "pip install 'skim[gpu]'"
-NOT_TRIED = "No GPU, so no memory to share between drafter and target: no transport was tried."
+NOT_TRIED = "Nothing here runs on a GPU, so no transport of its memory was tried."
 
 
 class _Unusable(Exception):

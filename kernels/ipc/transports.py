@@ -1,8 +1,9 @@
 """Which memory transports work on this machine: a trial of each between two real processes.
 
-`kernels.doctor` asks it where there is a GPU. The peers (`kernels.ipc.trial`) are started as
-siblings in sessions of their own, since a child of the landlord may open what no other process can;
-between two containers, run the peers by hand. Refuses nothing: what fails is a sentence.
+`python -m kernels.ipc.transports` prints a JSON line for each; `kernels.doctor` asks the same where
+there is a GPU. The peers (`kernels.ipc.trial`) are started as siblings in sessions of their own,
+since a child of the landlord may open what no other process can; between two containers, run the
+peers by hand. Refuses nothing: what fails is a sentence.
 """
 
 from __future__ import annotations
@@ -104,3 +105,8 @@ def sentence(report: dict[str, Any]) -> str:
         f"mapped in {report['map_ms']:.1f} ms, kept while nobody had it mapped, "
         f"{report['freed_bytes'] / mib:.0f} MiB free again afterwards."
     )
+
+
+if __name__ == "__main__":
+    for found in try_transports():
+        print(json.dumps(found), flush=True)
