@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +23,7 @@ from kernels.ipc.physical import Physical, Transport
 from kernels.ipc.transports import sentence, try_transport
 from kernels.ipc.trial import SIZE_BYTES, landlord, tenant
 from tests.emulator.device import EmulatedDevice
-from tests.tools import require_tool
+from tests.tools import ROOT, require_tool
 
 ON_FAKE = "tests.fixtures.trial_on_fake"
 
@@ -119,6 +121,27 @@ def test_other_pid_namespace_is_told_to_both(
             and "use the transport vmm_fd" in (report["reason"])
         )
     assert physical.used_bytes() == 0
+
+
+@pytest.mark.parametrize(("transport", "passes"), [("vmm_fd", True), ("legacy_ipc", False)])
+def test_only_descriptors_pass_between_sibling_pid_namespaces(
+    path: Path, transport: Transport, passes: bool
+) -> None:
+    require_tool("g++")
+    apart = [require_tool("unshare"), "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make a PID namespace")
+    command = [*apart, sys.executable, "-m", ON_FAKE]
+    peers = [
+        subprocess.Popen([*command, role, transport, path], stdout=subprocess.PIPE, cwd=ROOT)
+        for role in ("landlord", "tenant")
+    ]
+    reports = [json.loads(peer.communicate(timeout=60)[0]) for peer in peers]
+    assert [report["ok"] for report in reports] == [passes, passes], reports
+    ours, theirs = reports[0]["pid_namespace"]
+    assert ours != theirs
+    if not passes:
+        assert f"the landlord's is {ours}, this process's {theirs}" in reports[0]["reason"]
 
 
 def test_gpu_without_room_is_told_to_both(path: Path, device: Device) -> None:
