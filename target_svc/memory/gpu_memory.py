@@ -8,10 +8,10 @@ becomes one of ours. Knows no tenant and no policy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kernels import errors as kernel_errors
 from kernels.errors import KernelError
@@ -102,6 +102,18 @@ class GpuMemory:
             await asyncio.sleep(RECOUNT_WAIT_S)
             after = await self.used_bytes()
         return Freed(max(0, before - after), before - size_bytes)
+
+    def discard(self, region: Region) -> Coroutine[Any, Any, None]:
+        """Let our handle go, before whatever is asked for after this call; await it for errors."""
+        done = asyncio.get_running_loop().run_in_executor(self._worker, region.close)
+
+        async def wait() -> None:
+            try:
+                await done
+            except KernelError as error:
+                raise from_kernel_error(error) from error
+
+        return wait()
 
     def close(self) -> None:
         """Wait for the call that runs, and end the worker."""

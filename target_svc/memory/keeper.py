@@ -78,6 +78,7 @@ class Keeper:
         self._waiters: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._settling = False
+        self._changes = 0
         self._closing = False
 
     # Who is there.
@@ -118,7 +119,7 @@ class Keeper:
         region.forget()
         memory, region.memory = region.memory, None
         if memory is not None:
-            self.spawn(self.gpu.release(memory, region.size_bytes))
+            self.spawn(self.gpu.discard(memory))
 
     def _orphans(self) -> Iterator[ManagedRegion]:
         for region in list(self.regions.values()):
@@ -282,6 +283,7 @@ class Keeper:
 
     def touch(self) -> None:
         """Something changed: wake whoever waits, and look at all regions once this step is over."""
+        self._changes += 1
         self.wake()
         if not self._settling and not self._closing:
             self._settling = True
@@ -326,11 +328,13 @@ class Keeper:
         if what in region.tasks:
             return region.tasks[what]
         task = region.tasks[what] = self.spawn(work())
+        seen = self._changes
 
         def ended(task: asyncio.Task[Any]) -> None:
             region.tasks.pop(what, None)
-            if what == "unpark" and (task.cancelled() or task.exception() is not None):
-                self.wake()  # not again at once: nothing has changed
+            refused = task.cancelled() or task.exception() is not None
+            if what == "unpark" and refused and seen == self._changes:
+                self.wake()  # nothing has changed: the next attempt would be refused too
             else:
                 self.touch()
 
