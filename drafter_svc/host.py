@@ -149,9 +149,7 @@ class DrafterHost:
             ConfigError: the configured backend is not there, or the landlord refuses us.
         """
         async with self._change:
-            drafter = await self._read(next(iter(self._catalogue)))
-            await self._in_loader(_activate, drafter)
-            self._current = drafter
+            self._current = await self._read(next(iter(self._catalogue)), active=True)
             await self.on_serving(True)
             self._idle()
 
@@ -163,6 +161,10 @@ class DrafterHost:
             ModelFileError: its file cannot be used.
         """
         self._path(name)
+        # Read to its end, whoever asked for it, or nobody would ever close it.
+        return await asyncio.shield(self._load(name))
+
+    async def _load(self, name: str) -> Drafter:
         async with self._change:
             if self.loaded.name == name:
                 return self.loaded
@@ -183,6 +185,10 @@ class DrafterHost:
             Unavailable, EngineFault: the landlord gives the new one no place; the old one goes on.
         """
         self._path(name)
+        # Begun, it is finished, whoever asked for it: half a swap would leave no model a place.
+        return await asyncio.shield(self._swap(name))
+
+    async def _swap(self, name: str) -> tuple[str, float]:
         async with self._change:
             old = self.loaded
             if old.name == name:
@@ -240,12 +246,21 @@ class DrafterHost:
         return path
 
     async def _in_loader(self, work: Callable[..., T], *arguments: Any) -> T:
+        if self._closing.is_set():
+            raise Unavailable("the drafter is closing", reason="DRAINING")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._loader, work, *arguments)
 
-    async def _read(self, name: str) -> Drafter:
+    async def _read(self, name: str, *, active: bool = False) -> Drafter:
         begin_s = time.monotonic()
-        drafter = await self._in_loader(self._open, name, self._path(name))
+
+        def read(path: Path) -> Drafter:
+            drafter = self._open(name, path)
+            if active:
+                _activate(drafter)
+            return drafter
+
+        drafter = await self._in_loader(read, self._path(name))
         log.info(
             "drafter_loaded",
             model=name,

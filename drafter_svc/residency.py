@@ -182,11 +182,11 @@ class Residency:
         return self._region.mapped
 
     def idle(self) -> None:
-        """No request is queued or running: tell the landlord, unless it knows."""
-        with self._changed:
+        """No request is queued or running: tell the landlord, unless it knows or has no place."""
+        with self._changed:  # so that none follows the HELLO of the model that comes after
             stirred, self._stirred = self._stirred, False
-        if stirred:
-            self._send(Idle())
+            if stirred and self._phase not in (Phase.LOST, Phase.FAILED):
+                self._send(Idle())
 
     def settle(self, closing: threading.Event, timeout_s: float | None) -> None:
         """Wait until the landlord has given the weights a place, on the device or parked.

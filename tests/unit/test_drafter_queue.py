@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from drafter_svc.backend import WAITING_FOR_MEMORY
 from drafter_svc.pass_rate import PassRate
 from drafter_svc.queue import PassQueue, Ticket
 from skim.errors import Busy, Cancelled, DeadlineExceeded
@@ -281,6 +282,37 @@ async def test_pause_waits_for_the_pass_and_starts_none_until_resumed(queue):
     queue.resume()
     assert queue.seated is second
     second.leave()
+
+
+async def test_waiting_for_memory_is_told_and_does_not_count_in_the_rate(queue, clock):
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(stop, progress):
+        progress(WAITING_FOR_MEMORY, 2)
+        assert begun.wait(WAIT_S)
+        progress(0, 2)
+        assert ended.wait(WAIT_S)
+
+    with queue.enter(500, None) as ticket:
+        await its_turn(ticket)
+        running, seen = ticket.start(work), []
+        async for done, _ in running.progress():
+            seen.append(done)
+            clock.now_s += 60.0 if done == WAITING_FOR_MEMORY else 2.0
+            (begun if done == WAITING_FOR_MEMORY else ended).set()
+        await running.result()
+    assert seen == [WAITING_FOR_MEMORY, 0]
+    assert queue.rate.mean == 250.0
+
+
+async def test_idleness_is_told_when_nobody_runs_or_waits_any_more(queue):
+    told = []
+    queue.on_idle = lambda: told.append((queue.running, queue.queued))
+    with queue.enter(1, None) as first, queue.enter(1, None) as second:
+        await run(first, lambda stop, progress: None)
+        assert told == []
+        await run(second, lambda stop, progress: None)
+    assert set(told) == {(0, 0)}
 
 
 def test_rate_is_over_all_tokens_of_the_last_passes():
