@@ -65,7 +65,12 @@ def write_random_target(
     path: str | Path, shape: TargetShape, vocabulary: Vocabulary, *, seed: int = 0
 ) -> Path:
     """Write one file; `seed` draws the blocks and where each matrix lies in them."""
-    rng = np.random.default_rng(seed)
+    tensors = tensors_of(shape, np.random.default_rng(seed))
+    return write_gguf(path, _metadata(shape, vocabulary), tensors)
+
+
+def tensors_of(shape: TargetShape, rng: np.random.Generator) -> list[OutTensor]:
+    """List every tensor, its bytes cut from two pools."""
     tensors = _Tensors(rng)
     embed, attended = shape.embed, shape.heads * shape.head_dim
     tensors.matrix("token_embd.weight", shape.vocab_size, embed)
@@ -87,7 +92,7 @@ def write_random_target(
         tensors.matrix("ffn_gate.weight", shape.ffn, embed)
         tensors.matrix("ffn_up.weight", shape.ffn, embed)
         tensors.matrix("ffn_down.weight", embed, shape.ffn, "Q6_K" if layer % 2 else "Q4_K")
-    return write_gguf(path, _metadata(shape, vocabulary), tensors.all)
+    return tensors.all
 
 
 def _delta_net(tensors: _Tensors, shape: TargetShape, rng: np.random.Generator) -> None:

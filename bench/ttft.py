@@ -122,9 +122,11 @@ class Bench:
     def run_mode(self, mode: str, models: Models, prompts: Prompts, reserve_s: float) -> None:
         """Measure every row of a mode; without the memory plane, should it not come up."""
         shared = has_memory_plane() and gpu_facts() is not None
-        if self.left_s < reserve_s or (mode == "park" and not shared):
-            why = "the budget is spent" if shared else "no GPU that services could share"
-            self.record.add("left_out", what=f"all of {mode}: {why}")
+        if self.left_s <= reserve_s:
+            self.record.add("left_out", what=f"all of {mode}: the budget is spent")
+            return
+        if mode == "park" and not shared:
+            self.record.add("left_out", what=f"all of {mode}: no GPU that services could share")
             return
         policies: list[str | None] = ["always"]
         if mode == "resident":
