@@ -88,10 +88,17 @@ def _kernel_flags() -> tuple[str, ...]:
     return (*KERNEL_FLAGS, POISONED_LOCALS) if known else KERNEL_FLAGS
 
 
-def _build(
+def build_shared(
     name: str, command: Sequence[str], parts: Sequence[str], folder: Path | None = None
 ) -> tuple[Path, str]:
-    """Compile in `folder` unless the output exists; give the path, or the log of a refusal."""
+    """Compile in `folder` unless it was before; the shared object, or the log of a refusal.
+
+    Args:
+        name: what its file is called, with a hash of the rest.
+        command: of the compiler, without the output.
+        parts: texts of all that is compiled.
+        folder: where the command runs.
+    """
     key = hashlib.sha256("\0".join([_compiler_version(), *command, *parts]).encode()).hexdigest()
     target = _cache_folder() / f"{name}-{key[:24]}.so"
     if target.exists():
@@ -110,7 +117,7 @@ def load_runtime() -> ctypes.CDLL:
     """Build and load the runtime; kernels find its symbols from then on."""
     parts = [(HERE / name).read_text() for name in (*RUNTIME, "runtime.h", "scheduler.h")]
     sources = [str(HERE / name) for name in RUNTIME]
-    path, log = _build("runtime", ["g++", *FLAGS, "-O3", *sources], parts)
+    path, log = build_shared("runtime", ["g++", *FLAGS, "-O3", *sources], parts)
     if log:
         raise CompileError("emulator runtime", "the CPU", log)
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -170,7 +177,7 @@ def _compile(
             (Path(scratch) / name).write_text(text, encoding="utf-8")
         # Quoted includes are sought beside the including file, then in the include paths.
         command = ["g++", *_kernel_flags(), *defines, f"-I{HERE}", "-x", "c++", "wrapper.cpp"]
-        return _build(file.removesuffix(".cu"), command, parts, Path(scratch))
+        return build_shared(file.removesuffix(".cu"), command, parts, Path(scratch))
 
 
 def source_line(path: Path, offset: int) -> str:

@@ -11,20 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.emulator.build import build_shared
 from tests.tools import ROOT, require_package, require_tool
 
 pytestmark = pytest.mark.timeout(300)  # each starts a process; a pass compiles all of its kernels
 
 
-def build_fake_driver(folder: Path) -> Path:
-    """Build tests/fixtures/fake_driver*.cpp as libcuda.so.1, and NVML, in a folder."""
-    library = folder / "libcuda.so.1"
-    sources = sorted((ROOT / "tests/fixtures").glob("fake_driver*.cpp"))
+def build_fake_driver(folder: Path) -> None:
+    """Put tests/fixtures/fake_driver*.cpp into a folder as libcuda.so.1, and as NVML."""
+    sources = sorted((ROOT / "tests/fixtures").glob("fake_driver*"))
     command = [require_tool("g++"), "-shared", "-fPIC", "-O1", "-std=c++17"]
-    command += ["-Wl,-soname,libcuda.so.1", "-o", str(library), *map(str, sources)]
-    subprocess.run(command, check=True)
-    (folder / "libnvidia-ml.so.1").symlink_to(library)
-    return library
+    command += ["-Wl,-soname,libcuda.so.1", *(str(s) for s in sources if s.suffix == ".cpp")]
+    library, log = build_shared("fake-driver", command, [s.read_text() for s in sources])
+    assert not log, log
+    for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
+        (folder / name).symlink_to(library)
 
 
 def run_on_fake_driver(

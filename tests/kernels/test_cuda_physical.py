@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -178,6 +179,21 @@ def test_array_stays_alive_as_long_as_it_is_pinned(device: CudaDevice) -> None:
     assert sys.getrefcount(array) > held
     pinned.close()
     assert sys.getrefcount(array) == held
+
+
+@pytest.mark.gpu
+@only_fake
+def test_copy_queue_may_be_made_in_another_thread(device: CudaDevice) -> None:
+    memory, got = device.allocate(8), np.zeros(8, np.uint8)
+
+    def copy() -> None:
+        device.copy_in(memory.address, device.pin(np.ones(8, np.uint8)), 0, 8).wait()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    thread.join()
+    device.download(memory.address, got)
+    assert got.all()
 
 
 @pytest.mark.gpu

@@ -25,6 +25,8 @@ from tests.kernels.conftest import SharedGpu
 
 MIB = 1 << 20
 SIZE = 4 * MIB
+COUNTED = 64 * MIB  # where bytes are counted: page tables of a GPU take or give 2 MiB now and then
+NOISE = 2 * MIB
 FAKE = bool(os.environ.get("SKIM_FAKE_DRIVER"))
 
 
@@ -125,7 +127,7 @@ def imported_handle(gpu: SharedGpu, region: Region) -> LetGo:
 
 
 def mapping(gpu: SharedGpu, region: Region) -> LetGo:
-    window = gpu.device.reserve(SIZE)
+    window = gpu.device.reserve(COUNTED)
     window.map(region.export())
 
     def unmap() -> None:
@@ -140,24 +142,26 @@ def mapping(gpu: SharedGpu, region: Region) -> LetGo:
     ("hold", "held_bytes"),
     [
         (nobody, 0),
-        (exported_descriptor, SIZE),
-        (received_descriptor, SIZE),
-        (unread_descriptor, SIZE),
-        (imported_handle, SIZE),
-        (mapping, SIZE),
+        (exported_descriptor, COUNTED),
+        (received_descriptor, COUNTED),
+        (unread_descriptor, COUNTED),
+        (imported_handle, COUNTED),
+        (mapping, COUNTED),
     ],
 )
 def test_region_that_was_let_go_lives_as_long_as_someone_holds_it(
     shared_gpu: SharedGpu, hold: Callable[[SharedGpu, Region], LetGo], held_bytes: int
 ) -> None:
-    before = shared_gpu.physical.used_bytes()
-    region = shared_gpu.physical.create(SIZE)
+    physical = shared_gpu.physical
+    used = [physical.used_bytes()]
+    region = physical.create(COUNTED)
     let_go = hold(shared_gpu, region)
-    assert shared_gpu.physical.used_bytes() - before == SIZE
+    used.append(physical.used_bytes())
     region.close()
-    held = shared_gpu.physical.used_bytes() - before
+    used.append(physical.used_bytes())
     let_go()
-    assert (held, shared_gpu.physical.used_bytes() - before) == (held_bytes, 0)
+    used.append(physical.used_bytes())
+    assert np.diff(used) == pytest.approx([COUNTED, held_bytes - COUNTED, -held_bytes], abs=NOISE)
 
 
 def test_mapping_alone_holds_a_region(
@@ -168,19 +172,21 @@ def test_mapping_alone_holds_a_region(
     assert window.mapped and open_fds() == before
 
 
-def test_device_that_closes_lets_its_regions_go(shared_gpu: SharedGpu, region: Region) -> None:
+def test_device_that_closes_lets_its_regions_go(shared_gpu: SharedGpu) -> None:
+    region = shared_gpu.physical.create(COUNTED)
     if isinstance(shared_gpu.device, EmulatedDevice):
         device = EmulatedDevice()
     else:
         from kernels.cuda_device import CudaDevice
 
         device = CudaDevice(cache_dir=None)
-    device.reserve(SIZE).map(region.export())
+    device.reserve(COUNTED).map(region.export())
     device.pin(np.zeros(SIZE, np.uint8))
     used = shared_gpu.physical.used_bytes()
     region.close()
     device.close()
-    assert shared_gpu.physical.used_bytes() == used - SIZE
+    freed = used - shared_gpu.physical.used_bytes()
+    assert freed == pytest.approx(COUNTED, abs=NOISE)
 
 
 def test_cycles_leave_no_byte_and_no_descriptor(shared_gpu: SharedGpu, window: Window) -> None:
@@ -190,7 +196,7 @@ def test_cycles_leave_no_byte_and_no_descriptor(shared_gpu: SharedGpu, window: W
         window.map(region.export())
         window.unmap()
         region.close()
-        assert shared_gpu.physical.used_bytes() == used
+    assert shared_gpu.physical.used_bytes() == pytest.approx(used, abs=NOISE)
     assert (open_fds(), window.address) == (fds, address)
 
 
@@ -254,14 +260,14 @@ def no_region(gpu: SharedGpu, window: Window) -> int:
 
 
 def smaller_region(gpu: SharedGpu, window: Window) -> int:
-    region = gpu.physical.create(SIZE // 2)
+    region = gpu.physical.create(COUNTED // 2)
     fd = region.export()
     region.close()
     return fd
 
 
 def into_mapped_window(gpu: SharedGpu, window: Window) -> int:
-    region = gpu.physical.create(SIZE)
+    region = gpu.physical.create(COUNTED)
     window.map(region.export())
     fd = region.export()
     region.close()
@@ -270,7 +276,7 @@ def into_mapped_window(gpu: SharedGpu, window: Window) -> int:
 
 def into_closed_window(gpu: SharedGpu, window: Window) -> int:
     window.close()
-    region = gpu.physical.create(SIZE)
+    region = gpu.physical.create(COUNTED)
     fd = region.export()
     region.close()
     return fd
@@ -280,18 +286,16 @@ def into_closed_window(gpu: SharedGpu, window: Window) -> int:
     ("prepare", "message"),
     [
         (no_region, "region"),
-        (smaller_region, "no region of 4,194,304 bytes"),
+        (smaller_region, "no region of 67,108,864 bytes"),
         (into_mapped_window, "the window is mapped already"),
         (into_closed_window, "the window is closed"),
     ],
 )
 def test_descriptor_that_cannot_be_mapped_is_closed_and_holds_nothing(
-    shared_gpu: SharedGpu,
-    window: Window,
-    prepare: Callable[[SharedGpu, Window], int],
-    message: str,
+    shared_gpu: SharedGpu, prepare: Callable[[SharedGpu, Window], int], message: str
 ) -> None:
     used, fds = shared_gpu.physical.used_bytes(), open_fds()
+    window = shared_gpu.device.reserve(COUNTED)
     fd = prepare(shared_gpu, window)
     mapped = window.mapped
     with pytest.raises(HandleError, match=message):
@@ -300,7 +304,8 @@ def test_descriptor_that_cannot_be_mapped_is_closed_and_holds_nothing(
     with pytest.raises(OSError):
         os.fstat(fd)
     window.close()
-    assert (shared_gpu.physical.used_bytes(), open_fds()) == (used, fds)
+    assert shared_gpu.physical.used_bytes() == pytest.approx(used, abs=NOISE)
+    assert open_fds() == fds
 
 
 @pytest.mark.parametrize("fd", [-1, 987_654])
@@ -442,6 +447,29 @@ def test_copy_waits_for_the_work_it_comes_after(
     device.synchronize()
     assert np.array_equal(content(shared_gpu, window), image.bytes_)
     pinned.close()
+
+
+def test_any_thread_may_map_pin_and_copy(
+    shared_gpu: SharedGpu, region: Region, window: Window, image: Image
+) -> None:
+    """One after another, as a lease's thread and a pass's thread do."""
+    failures: list[BaseException] = []
+
+    def unpark() -> None:
+        try:
+            window.map(region.export())
+            pinned = shared_gpu.device.pin(image.bytes_)
+            shared_gpu.device.copy_in(window.address, pinned, 0, SIZE).wait()
+            pinned.close()
+        except BaseException as error:
+            failures.append(error)
+
+    for step in (unpark, window.unmap, unpark):
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+    assert failures == []
+    assert np.array_equal(content(shared_gpu, window), image.bytes_)
 
 
 @pytest.mark.parametrize("writable", [True, False])
