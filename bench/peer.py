@@ -45,7 +45,7 @@ class Peer:
         self.pid = self._process.pid
         self._name = module
         self._calls: dict[int, Future[Any]] = {}
-        self._events: dict[str, queue.Queue[dict[str, Any]]] = defaultdict(queue.Queue)
+        self._events: dict[str, queue.Queue[dict[str, Any] | None]] = defaultdict(queue.Queue)
         self._lock = threading.Lock()
         self._sent = 0
         self._ended = False
@@ -76,10 +76,17 @@ class Peer:
 
     def event(self, name: str, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
         """The next event of a name; waits for it."""
+        with self._lock:
+            told = self._events[name]
+            if self._ended:
+                told.put(None)
         try:
-            return self._events[name].get(timeout=timeout_s)
+            event = told.get(timeout=timeout_s)
         except queue.Empty:
             raise PeerError(f"{self._name} did not tell {name} in {timeout_s:g} s") from None
+        if event is None:
+            raise PeerError(f"{self._name} ended before it told {name}")
+        return event
 
     def kill(self) -> None:
         """End it as kill -9 does, and wait until it is gone."""
@@ -117,10 +124,10 @@ class Peer:
         with self._process.stdout as lines:
             for line in lines:
                 message = json.loads(line)
-                if "event" in message:
-                    self._events[message["event"]].put(message)
-                    continue
                 with self._lock:
+                    if "event" in message:
+                        self._events[message["event"]].put(message)
+                        continue
                     future = self._calls.pop(message["id"])
                 if "error" in message:
                     future.set_exception(PeerError(f"{self._name}: {message['error']}"))
@@ -129,6 +136,8 @@ class Peer:
         with self._lock:
             self._ended = True
             lost, self._calls = self._calls, {}
+            for told in self._events.values():
+                told.put(None)
             try:
                 self._process.stdin.close()
             except OSError:  # what was not flushed has no reader any more
