@@ -65,7 +65,8 @@ class Target:
         settings: of this process.
         model: the file that the engine will run.
         physical: the GPU whose memory is shared with drafters, where the settings ask for a memory
-            plane; None: the first one that CUDA finds. Tests give one that needs no GPU.
+            plane; None: the first one that CUDA finds. Tests give one that needs no GPU, and
+            contexts then ask it for their bytes wherever they lie.
     Raises:
         ConfigError: a memory plane is asked for, and there is no GPU.
 
@@ -80,6 +81,7 @@ class Target:
     ) -> None:
         self.settings = settings
         self._physical: Physical | None = None
+        self._pretend_gpu = physical is not None
         self.landlord: Landlord | None = None
         if (memory := settings.memory()) is not None:
             self._physical = physical or first_gpu()
@@ -113,6 +115,7 @@ class Target:
         self.engine.on_change = self._engine_changed
         await self.engine.start()
         facts = await self.engine.ready()
+        in_landlord_memory = facts.gpu or self._pretend_gpu
         room_bytes = await self.landlord.largest_room() if self.landlord is not None else None
         pipeline = Pipeline(
             self.engine,
@@ -123,7 +126,7 @@ class Target:
             kept_max=self.settings.kept_max,
             kv_type=self.settings.kv_type,
             flush_s=self.settings.flush_s,
-            room=self.landlord.room if self.landlord is not None and facts.gpu else None,
+            room=self.landlord.room if self.landlord and in_landlord_memory else None,
         )
         if self.settings.calibration_s > 0.0:
             await pipeline.calibrate(self.settings.calibration_s)
