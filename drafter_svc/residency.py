@@ -173,8 +173,9 @@ class Residency:
 
     @property
     def phase(self) -> Phase:
-        """Where the weights are now."""
-        return self._phase
+        """Where the weights are now; no sooner and no later than the landlord hears of it."""
+        with self._changed:
+            return self._phase
 
     @property
     def mapped(self) -> bool:
@@ -332,9 +333,8 @@ class Residency:
         self._region.unmap()
         with self._changed:
             answer, self._answer = self._answer, None
-        if answer is not None:
-            self._send(Unmapped(answer, workspace_bytes))
-        with self._changed:
+            if answer is not None:
+                self._send(Unmapped(answer, workspace_bytes))
             self._phase = Phase.LOST if answer is None else Phase.PARKED
             self._lost_s = time.monotonic()
             self._wanted, self._want_at_s = False, 0.0

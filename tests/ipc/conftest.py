@@ -41,7 +41,7 @@ def tenant(landlord: ScriptedLandlord) -> Iterator[Tenant]:
     assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
     gc.collect()
     assert landlord.physical.used_bytes() == 0  # which also ends the fake's own files
-    assert descriptors() == before
+    assert descriptors() <= before  # services that other tests ran may still be closing theirs
 
 
 def descriptors() -> int:
