@@ -39,7 +39,8 @@ class CudaForward:
         workspace: prepared for a pass of `size`.
         scaling: how positions past the trained context are mapped back into it.
         marks: told at the end of each stage.
-        pause: called between two chunks of rows; may hold the host up.
+        pause: called inside a layer, around its attention and between chunks of rows; may hold
+            the host up.
     """
 
     def __init__(
@@ -140,8 +141,10 @@ class CudaForward:
         """Attend, and add the attention's output and the feed-forward to the residual."""
         attention.find(index)
         self._marks.end("find")
+        self._pause()
         attention.attend(index)
         self._marks.end("attend")
+        self._pause()
         shape, layer = self._shape, self._weights.layers[index]
         self._device.gemm(
             x=self._qkv,

@@ -87,15 +87,18 @@ async def test_a_result_that_comes_after_the_plan_changes_nothing() -> None:
     check_full(built, answer, "drafter_late")
 
 
-async def test_a_queued_request_outlasts_the_late_clock() -> None:
+@pytest.mark.parametrize(
+    ("stage", "word"), [(pb.STAGE_QUEUE, "queue"), (pb.STAGE_MEMORY, "memory")]
+)
+async def test_a_request_that_waits_outlasts_the_late_clock(stage: int, word: str) -> None:
     # Long enough for a drafter that runs to answer at once, on any machine.
     async with house(score_timeout_s=1.0) as built, AsyncClient(built.address) as client:
-        built.drafter.queues = True
+        built.drafter.queues, built.drafter.queue_stage = True, stage
         built.drafter.may_run.clear()
         stream = await client.generate(LONG, stream=True)
         events = aiter(stream)
         async with asyncio.timeout(WAIT_S):
-            while getattr(await anext(events), "stage", "") != "queue":
+            while getattr(await anext(events), "stage", "") != word:
                 pass
         # A second request, given up by the same clock, shows that the limit has passed.
         built.drafter.queues = False
