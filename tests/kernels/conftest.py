@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from kernels.device import Device
+from kernels.device import Device, Window
 from kernels.errors import NoDevice
 from kernels.ipc.fake_physical import FakePhysical
-from kernels.ipc.physical import Physical, open_physical
+from kernels.ipc.image import Image, create_image, open_image
+from kernels.ipc.physical import Region, open_physical
 from tests.emulator.device import EmulatedDevice
+from tests.kernels.shared_memory import SIZE, SharedGpu, random_bytes
 from tests.tools import require_tool
 
 GPU = pytest.param("gpu", marks=pytest.mark.gpu)
@@ -56,14 +58,6 @@ def _opened(request: pytest.FixtureRequest, arch: str) -> Iterator[Device]:
     yield device
 
 
-@dataclass(frozen=True)
-class SharedGpu:
-    """One GPU from both sides: as the landlord of its memory sees it, and as a tenant does."""
-
-    physical: Physical
-    device: Device
-
-
 @pytest.fixture(params=["emulated", GPU])
 def shared_gpu(request: pytest.FixtureRequest) -> Iterator[SharedGpu]:
     """Both sides in one process; each test gives back what it takes."""
@@ -91,3 +85,32 @@ def _use_once(gpu: SharedGpu) -> None:
     gpu.device.fill(window.address, 8)
     for part in (pinned, window, region):
         part.close()
+
+
+@pytest.fixture
+def region(shared_gpu: SharedGpu) -> Iterator[Region]:
+    """Physical memory of SIZE bytes."""
+    made = shared_gpu.physical.create(SIZE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def window(shared_gpu: SharedGpu) -> Iterator[Window]:
+    """Addresses for it, with nothing behind them."""
+    made = shared_gpu.device.reserve(SIZE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def image() -> Iterator[Image]:
+    """Seeded bytes, mapped read-only, as a tenant has them."""
+    fd = create_image(SIZE)
+    written = open_image(fd, writable=True)
+    written.bytes_[:] = random_bytes(SIZE)
+    written.close()
+    opened = open_image(fd, writable=False)
+    os.close(fd)
+    yield opened
+    opened.close()

@@ -46,10 +46,16 @@ def run_on_fake_driver(
 
 
 @pytest.mark.parametrize(
-    "file", ["test_cuda_device.py", "test_windows.py", "test_cuda_physical.py"]
+    "files",
+    [
+        ("test_cuda_device.py",),
+        ("test_windows.py", "test_copy_queue.py", "test_cuda_physical.py"),
+    ],
 )
-def test_device_passes_its_tests_on_a_driver_without_a_gpu(tmp_path: Path, file: str) -> None:
-    command = ["pytest", "-rs", "-m", "gpu", f"tests/kernels/{file}"]
+def test_device_passes_its_tests_on_a_driver_without_a_gpu(
+    tmp_path: Path, files: tuple[str, ...]
+) -> None:
+    command = ["pytest", "-rs", "-m", "gpu", *(f"tests/kernels/{file}" for file in files)]
     done = run_on_fake_driver(tmp_path, command, SKIM_FAKE_DRIVER="1")
     assert done.returncode == 0, done.stdout + done.stderr
     skips = re.findall(r"SKIPPED.*", done.stdout)
