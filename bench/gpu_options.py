@@ -70,14 +70,18 @@ def commit() -> str:
 
 
 def gpu_facts() -> dict[str, Any] | None:
-    """Name, driver and memory of the first GPU; None without one."""
+    """Name, driver and memory of the first GPU that CUDA may see; None without one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
     try:
         import pynvml
 
         pynvml.nvmlInit()
+        if visible.isdigit():
+            device = pynvml.nvmlDeviceGetHandleByIndex(int(visible))
+        else:
+            device = pynvml.nvmlDeviceGetHandleByUUID(visible)
     except Exception:  # no package, no driver, no GPU: each says so with its own error
         return None
-    device = pynvml.nvmlDeviceGetHandleByIndex(0)
     memory = pynvml.nvmlDeviceGetMemoryInfo(device)
     return {
         "name": pynvml.nvmlDeviceGetName(device),

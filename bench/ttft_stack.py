@@ -7,6 +7,7 @@ log. Refuses a memory plane that this build does not have.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -57,12 +58,15 @@ class Models:
 
 
 def write_models(folder: Path, *, small: bool) -> Models:
-    """Write both models, unless an earlier run left them whole."""
+    """Write the models that an earlier run did not leave; of two runs at once one waits."""
     folder.mkdir(parents=True, exist_ok=True)
     target_shape, drafter_shape = ("small", "small") if small else ("27b", "qwen3-0.6b")
     paths = folder / f"target-{target_shape}.gguf", folder / f"drafter-{drafter_shape}.gguf"
     spent = [0.0, 0.0]
-    if not all(path.exists() for path in paths):
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if all(path.exists() for path in paths):
+            return Models(*paths, *spent)
         vocabulary = learn()
         for index, path in enumerate(paths):
             begin_s, part = time.monotonic(), path.with_suffix(".part")
