@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from kernels.ipc.physical import Transport
 from skim.config import ServiceSettings, settings_config
 from target_svc.memory.policy import ParkPolicy, Rules
 from target_svc.memory.settings import MemorySettings
@@ -78,6 +79,9 @@ class TargetSettings(ServiceSettings):
     # Unix socket for drafters that share the target's GPU, in a folder that only they can enter;
     # unset: no memory plane, each process keeps its own memory.
     memory_socket: Path | None = None
+    # How that memory is shared. legacy_ipc, for drivers without vmm_fd, works inside one PID
+    # namespace only and costs a CUDA context, about half a GiB of the GPU.
+    memory_transport: Transport = "vmm_fd"
     # Whether drafters give their memory up for a full context (`auto`), are resident only while
     # they score (`always`), or are parked by people alone (`never`).
     park_policy: ParkPolicy = "auto"

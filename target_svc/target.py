@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kernels.errors import KernelError
-from kernels.ipc.physical import Physical
+from kernels.ipc.physical import Physical, Transport, open_physical
 from modelfile.chat_template import ChatTemplate
 from modelfile.gguf_file import GgufFile
 from modelfile.hparams import ModelShape
 from modelfile.stream_decoder import StreamDecoder
 from modelfile.tokenizer import Tokenizer
-from skim.errors import Busy, ConfigError, PreconditionFailed, SkimError, Unavailable
+from skim.errors import Busy, PreconditionFailed, SkimError, Unavailable
 from skim.log import get_logger
 from skim.spans import Span
 from target_svc.admission import Admission
@@ -84,7 +84,7 @@ class Target:
         self._pretend_gpu = physical is not None
         self.landlord: Landlord | None = None
         if (memory := settings.memory()) is not None:
-            self._physical = physical or first_gpu()
+            self._physical = physical or first_gpu(settings.memory_transport)
             self.landlord = Landlord(self._physical, memory)
         self.model = model
         self.engine = EngineClient(settings.engine())
@@ -221,21 +221,16 @@ class Target:
             self.on_failure(self.engine.failure)
 
 
-def first_gpu() -> Physical:
-    """The GPU that the engine runs on, opened without a CUDA context.
+def first_gpu(transport: Transport) -> Physical:
+    """The GPU that the engine runs on, as its memory's landlord opens it.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the CUDA packages are missing.
     """
     try:
-        # Imported here: a target without a memory plane needs no CUDA package.
-        from kernels.ipc.cuda_physical import CudaPhysical
-
-        return CudaPhysical(0)
+        return open_physical(0, transport)
     except KernelError as error:
         raise from_kernel_error(error) from error
-    except ImportError as error:
-        raise ConfigError(f"memory_socket needs a GPU and the CUDA packages: {error}") from error
 
 
 def full_context_budget(

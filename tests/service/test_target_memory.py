@@ -25,6 +25,7 @@ from skim.errors import (
 from skim.rpc import connect
 from skim.rpc_errors import errors_from_peer
 from skim.v1 import drafter_pb2, memory_pb2, memory_pb2_grpc
+from target_svc import target as target_module
 from target_svc.config import TargetSettings
 from target_svc.target import Target, TargetModel
 from tests.fixtures.engine import tiny_model
@@ -221,6 +222,23 @@ async def test_a_memory_plane_without_a_gpu_is_a_setting_that_cannot_be(
     settings = TargetSettings(model=tiny_model(), memory_socket=tmp_path / "memory.sock")
     with pytest.raises(ConfigError):
         Target(settings, TargetModel(settings.model))
+
+
+@pytest.mark.parametrize("transport", ["vmm_fd", "legacy_ipc"])
+def test_the_chosen_transport_is_how_the_gpu_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    opened: list[tuple[int, str]] = []
+
+    def open_physical(ordinal: int, transport: str) -> FakePhysical:
+        opened.append((ordinal, transport))
+        return FakePhysical(UNIT)
+
+    monkeypatch.setattr(target_module, "open_physical", open_physical)
+    values: dict[str, Any] = {"memory_transport": transport}
+    settings = TargetSettings(model=tiny_model(), memory_socket=tmp_path / "s", **values)
+    Target(settings, TargetModel(settings.model))
+    assert opened == [(0, transport)]
 
 
 async def test_two_targets_cannot_share_one_socket(tmp_path: Path) -> None:
