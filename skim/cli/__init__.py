@@ -1,4 +1,4 @@
-"""The command line: `skim up`, `ask`, `demo`, `doctor`, `models`, `tokens`, `drafters`, `drain`."""
+"""The command line: `skim up`, `ask`, `demo`, `doctor`, and what looks after running services."""
 
 from __future__ import annotations
 

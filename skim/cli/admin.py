@@ -6,8 +6,8 @@ there is nothing to do meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import grpc
@@ -22,12 +22,17 @@ ANSWER_MARGIN_S = 10.0
 SWAP_TIMEOUT_S = 600.0
 
 
-@contextmanager
-def admin_service(address: str, who: str) -> Iterator[Any]:
+def admin_service(address: str, who: str) -> AbstractContextManager[Any]:
     """AdminService at an address; failures inside the body come out as Skim's errors."""
+    return service_at(address, who, admin_pb2_grpc.AdminServiceStub)
+
+
+@contextmanager
+def service_at(address: str, who: str, stub: Callable[[grpc.Channel], Any]) -> Iterator[Any]:
+    """A service of an admin port; failures inside the body come out as Skim's errors."""
     with grpc.insecure_channel(address) as channel:
         try:
-            yield admin_pb2_grpc.AdminServiceStub(channel)
+            yield stub(channel)
         except grpc.RpcError as failure:
             error = from_rpc_error(failure)
             # A service that answers says why in `ErrorInfo`; gRPC's own failures have none.

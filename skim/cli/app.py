@@ -17,6 +17,7 @@ from skim.cli.demo import DemoOptions, run_demo
 from skim.cli.doctor import run_doctor
 from skim.cli.document import read_document
 from skim.cli.gateway import DEFAULT_ADDRESS, LOCAL_GRACE_S, GatewayOptions
+from skim.cli.memory import run_park, run_regions, run_unpark, run_watch
 from skim.cli.models import run_models, run_tokens
 from skim.cli.output import run_command
 from skim.cli.ports import DEFAULT_BASE_PORT, SERVICES, plan_ports
@@ -33,6 +34,12 @@ app = typer.Typer(
 )
 drafters = typer.Typer(help="Look after the drafters.", no_args_is_help=True)
 app.add_typer(drafters, name="drafters")
+memory = typer.Typer(
+    help="Look at the GPU memory of drafters beside a target, and park it.", no_args_is_help=True
+)
+app.add_typer(memory, name="memory")
+
+TARGET_ADMIN = f"127.0.0.1:{plan_ports(DEFAULT_BASE_PORT)['target'][1]}"
 
 # Options that several commands share.
 Json = Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")]
@@ -59,6 +66,11 @@ Settings = Annotated[
 ]
 LogDir = Annotated[Path | None, typer.Option("--log-dir", help="Where the services log.")]
 Grace = Annotated[float, typer.Option(min=0.0, help="Seconds that running requests get.")]
+TargetAdmin = Annotated[str, typer.Option("--admin", help="host:port of the target's admin port.")]
+Region = Annotated[str, typer.Argument(help="Name of the drafter's model.")]
+Generation = Annotated[
+    int, typer.Option("--expect", min=0, help="Generation that you saw; another is refused.")
+]
 Keep = Annotated[float | None, typer.Option("--keep", help="Share of the tokens kept, (0, 1].")]
 
 
@@ -241,6 +253,40 @@ def swap(
 ) -> None:
     """Swap a drafter service's model."""
     run_command(json, lambda output: run_swap(output, admin, name))
+
+
+@memory.command("list")
+def list_regions(admin: TargetAdmin = TARGET_ADMIN, json: Json = False) -> None:
+    """List the drafters whose weights the target keeps, and where they are."""
+    run_command(json, lambda output: run_regions(output, admin))
+
+
+@memory.command()
+def park(
+    name: Region,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for the drafter to let go, (0, 60].")
+    ] = None,
+    expect: Generation = 0,
+    admin: TargetAdmin = TARGET_ADMIN,
+    json: Json = False,
+) -> None:
+    """Free a drafter's GPU memory until it has to score."""
+    run_command(json, lambda output: run_park(output, admin, name, expect, timeout))
+
+
+@memory.command()
+def unpark(
+    name: Region, expect: Generation = 0, admin: TargetAdmin = TARGET_ADMIN, json: Json = False
+) -> None:
+    """Bring a drafter's weights back."""
+    run_command(json, lambda output: run_unpark(output, admin, name, expect))
+
+
+@memory.command()
+def watch(name: Region, admin: TargetAdmin = TARGET_ADMIN, json: Json = False) -> None:
+    """Print a drafter's state now, and at each change; ctrl-C ends it."""
+    run_command(json, lambda output: run_watch(output, admin, name))
 
 
 def given(**values: Any) -> Options:

@@ -27,6 +27,9 @@ HINTS_BY_REASON = {
     "SERVICE_UNREACHABLE": "start the services with `skim up`",
     "BUNDLED_MODEL_MISSING": "name your own files with --target and --drafter",
     "MODEL_NOT_FOUND": "`skim models` lists what is served",
+    "NO_MEMORY_PLANE": "set memory_socket for target and drafter, on one GPU",
+    "REGION_NOT_FOUND": "`skim memory list` shows the drafters that are attached",
+    "GENERATION_MISMATCH": "look again with `skim memory list`",
     "DRAINING": "the services are stopping; start them again with `skim up`",
     "FULL_PREFILL_IMPOSSIBLE": "give the target more memory, or ask without --full",
 }
