@@ -158,6 +158,7 @@ class CudaBackend:
         if by_text is not None:
             return by_text
         _check_supported(request)
+        self._check_length(self.plan(request)[1])
         scorer = ATTENTION_SCORERS[request.scorer]
         with kernel_errors(f"scoring {request.num_tokens} tokens"):
             if self._residency is None:
@@ -259,7 +260,6 @@ class CudaBackend:
         arrivals: Arrivals,
     ) -> ChunkScores:
         queries, size = self.plan(request)
-        self._check_length(size)
         ids = request.ids
         if queries.copied is not None:
             ids = np.concatenate([ids, ids[slice(*queries.copied)]])

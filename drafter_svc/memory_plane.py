@@ -24,7 +24,7 @@ from drafter_svc.residency import PATIENCE_S, Phase, Residency
 from kernels.device import Device
 from modelfile.gguf_file import GgufFile
 from modelfile.hparams import ModelShape
-from skim.errors import ConfigError
+from skim.errors import Busy, ConfigError
 from skim.log import get_logger
 
 log = get_logger()
@@ -45,17 +45,22 @@ class Place:
     def take(self, timeout_s: float | None = None) -> None:
         """Register with the landlord in the place of the model before, whose passes have ended.
 
-        Kernels are warmed up if the weights are on the device then.
+        Kernels are warmed up if the weights are on the device then and there is room for it.
 
         Args:
             timeout_s: to the landlord's answer; None: as long as it takes.
         Raises:
             ConfigError, ModelFileError, Busy, EngineFault, Unavailable: see `Lease.register`.
+            Cancelled: the plane was closed during the warm-up.
         """
         self._lease.register(self.residency, timeout_s)
-        if self._warm_up is not None and self.residency.phase is Phase.RESIDENT:
+        if self._warm_up is None or self.residency.phase is not Phase.RESIDENT:
+            return
+        try:
             log.info("warmed_up", model=self.residency.model, warm_up_s=self._warm_up())
-            self._warm_up = None
+        except Busy as error:  # the target has the memory now: the first request warms up
+            log.warning("not_warmed_up", model=self.residency.model, message=error.message)
+        self._warm_up = None
 
     def leave(self) -> None:
         """Let the memory go; the landlord keeps the weights. Idempotent."""

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drafter_svc.backend import WAITING_FOR_MEMORY, ChunkScores, ScoreInput
+from drafter_svc.backend import WAITING_FOR_MEMORY, AttentionConfig, ChunkScores, ScoreInput
 from drafter_svc.cuda_backend import CudaBackend
 from drafter_svc.residency import Phase
 from kernels.device import Mark, Pinned
 from kernels.ipc.messages import Copied, Hello, Want
-from skim.errors import Unavailable
+from skim.errors import PromptTooLong, Unavailable
 from tests.emulator.device import EmulatedDevice
 from tests.fixtures.cuda_backend import model, prompt, run
 from tests.fixtures.landlord import WAIT_S, Known, Peer, ScriptedLandlord, Tenant
+from tests.fixtures.leased_drafter import HeldDevice
 
 REQUEST = ScoreInput(prompt(130, seed=1))
 LAYERS = 3
@@ -279,3 +280,51 @@ def test_landlord_without_room_for_a_waiting_request_is_asked_again(
         peer.say(Refused("NO_ROOM", "a full context is in use", 0.01))
     landlord.answer_want(peer, landlord.known[0])
     assert_equal(scored.result(WAIT_S), path)
+
+
+def test_prompt_that_is_too_long_is_refused_without_asking_for_memory(
+    landlord: ScriptedLandlord, tenant: Tenant, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, peer = parked(landlord, tenant, path)
+    monkeypatch.setattr("drafter_svc.cuda_backend.most_sparse_rows", lambda arch, head_dim: 100)
+    long = ScoreInput(REQUEST.ids, attention=AttentionConfig(dense_below_tokens=0))
+    with pytest.raises(PromptTooLong):
+        tenant.score(backend, long).result(WAIT_S)
+    assert peer.is_silent()
+
+
+def test_kernels_are_warm_when_the_model_has_its_place(
+    landlord: ScriptedLandlord, path: Path
+) -> None:
+    known, device = known_model(landlord, path), HeldDevice()
+    warm = Tenant(landlord.path, device, warm_up_tokens=130)
+    try:
+        _, place = warm.open(path)
+        taken = warm.take(place)
+        peer = landlord.accept()
+        peer.hear(Hello)
+        landlord.hand_over(peer, known, loaded=True)
+        taken.result(WAIT_S)
+        assert device.launched.is_set()
+        assert device.free_bytes() == device.total_bytes - known.size_bytes
+    finally:
+        warm.close()
+
+
+def test_without_room_to_warm_up_the_model_serves_all_the_same(
+    landlord: ScriptedLandlord, path: Path
+) -> None:
+    known = known_model(landlord, path)
+    tight = Tenant(
+        landlord.path, EmulatedDevice(total_bytes=known.size_bytes + 4096), warm_up_tokens=130
+    )
+    try:
+        _, place = tight.open(path)
+        taken = tight.take(place)
+        peer = landlord.accept()
+        peer.hear(Hello)
+        landlord.hand_over(peer, known, loaded=True)
+        taken.result(WAIT_S)
+        assert place.residency.phase is Phase.RESIDENT
+    finally:
+        tight.close()
