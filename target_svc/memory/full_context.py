@@ -55,7 +55,8 @@ class FullContextBudget:
         """Prompt tokens of the longest full prefill that so many bytes hold; 0: none."""
         free = num_bytes - RESERVE_BYTES - self.buffer_bytes
         cells = free // max(self._bytes_per_cell, 1) // CELL_ALIGNMENT * CELL_ALIGNMENT
-        return max(0, min(self.trained_tokens, cells - self.gen_max))
+        most = self.trained_tokens if self.setting_tokens is None else self.setting_tokens
+        return max(0, min(most, cells - self.gen_max))
 
     def cells(self, prompt_tokens: int, answer_tokens: int) -> int:
         """KV cells of a context for a prompt and its answer."""

@@ -45,5 +45,19 @@ def test_a_context_of_the_longest_prompt_fits_its_budget() -> None:
     assert limit.size_bytes(cells) <= RESERVE_BYTES + 5_000_000
 
 
+def test_a_device_s_buffers_are_paid_before_cells_and_with_each() -> None:
+    gpu = budget(
+        budget_bytes=RESERVE_BYTES + 5_000 + 512 * 1028, buffer_bytes=5_000, buffer_bytes_per_cell=4
+    )
+    assert gpu.max_tokens == 512 - 256
+    assert gpu.size_bytes(512) == RESERVE_BYTES + 5_000 + 512 * 1028
+
+
+def test_bytes_that_could_be_had_are_told_in_tokens() -> None:
+    limit = budget(budget_bytes=1 << 40)
+    assert limit.tokens_within(RESERVE_BYTES + 1024 * 1024) == 1024 - 256
+    assert limit.tokens_within(0) == 0
+
+
 def test_free_host_memory_is_positive_and_below_an_absurd_bound() -> None:
     assert 0 < available_host_bytes() < 1 << 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from skim.errors import Busy, Cancelled, PreconditionFailed, SkimError, Unavaila
 from skim.spans import Span
 from target_svc.admission import Admission
 from target_svc.compaction import TokenisedPrompt
-from target_svc.memory.full_context import FullContextBudget
+from target_svc.memory.full_context import RESERVE_BYTES, FullContextBudget
 from target_svc.messages import Done, Progress, Ready, Reserved, Submit, Tokens
 from target_svc.pipeline import Job, Pipeline
 from target_svc.prefill_rate import PrefillRate
@@ -150,7 +150,32 @@ class LetterDecoder:
         return "\ufffd" if self._half else ""
 
 
-def make(engine: FakeEngine, facts: Ready = FACTS, *, full_max: int = 32, queue_limit: int = 4):
+class FakeRoom:
+    """Gives room, or refuses it, and writes into the engine's log what it was asked."""
+
+    def __init__(self, engine: FakeEngine, *, error: SkimError | None = None) -> None:
+        self.engine, self.error = engine, error
+        self.park_s = 0.25
+        self.deadlines: list[float | None] = []
+
+    @asynccontextmanager
+    async def __call__(self, num_bytes: int, *, deadline_s: float | None) -> AsyncIterator[Any]:
+        self.engine.log.append(f"room {num_bytes - RESERVE_BYTES}")
+        self.deadlines.append(deadline_s)
+        if self.error is not None:
+            raise self.error
+        yield self
+        self.engine.log.append("room left")
+
+
+def make(
+    engine: FakeEngine,
+    facts: Ready = FACTS,
+    *,
+    full_max: int = 32,
+    queue_limit: int = 4,
+    room: FakeRoom | None = None,
+):
     admission = Admission(1, queue_limit=queue_limit, default_deadline_s=60.0)
     pipeline = Pipeline(
         engine,
@@ -161,6 +186,7 @@ def make(engine: FakeEngine, facts: Ready = FACTS, *, full_max: int = 32, queue_
         kept_max=KEPT_MAX,
         kv_type="f16",
         flush_s=0.0,
+        room=room,
     )
     return pipeline, admission
 
@@ -237,6 +263,50 @@ async def test_a_long_full_plan_gets_a_full_context_and_gives_it_back() -> None:
     events = await play(make(engine)[0], job(20))
     assert engine.log == ["reserve 256", "submit full", "release"]
     assert not only(events, Started).degraded
+
+
+async def test_a_full_context_asks_for_room_first_and_gives_it_back_last() -> None:
+    engine = FakeEngine([tokens(97), done(1)])
+    room = FakeRoom(engine)
+    events = await play(make(engine, room=room)[0], job(20, deadline_s=1e9))
+    assert engine.log == ["room 256", "reserve 256", "submit full", "release", "room left"]
+    assert room.deadlines == [1e9]
+    started = only(events, Started)
+    assert started.park_s == 0.25 and started.queue_s < 0.25
+
+
+async def test_a_plan_that_fits_the_working_context_asks_for_no_room() -> None:
+    engine = FakeEngine([tokens(97), done(1)])
+    events = await play(make(engine, room=FakeRoom(engine))[0], job(6))
+    assert engine.log == ["submit"] and only(events, Started).park_s == 0.0
+
+
+async def test_without_room_the_fallback_answers_and_no_context_is_asked_for() -> None:
+    engine = FakeEngine([tokens(97), done(1)])
+    room = FakeRoom(engine, error=Busy("no room", reason="NO_ROOM"))
+    events = await play(make(engine, room=room)[0], job(20), Plan(None, (Span(0, 3),)))
+    assert only(events, Started).degraded and engine.log == ["room 256", "submit"]
+
+
+async def test_without_room_and_fallback_the_refusal_says_what_could_be_had_now() -> None:
+    engine = FakeEngine()
+    had = {"limit_bytes": str(RESERVE_BYTES + 256)}
+    room = FakeRoom(engine, error=Busy("no room", reason="NO_ROOM", metadata=had))
+    pipeline, admission = make(engine, room=room, full_max=300)
+    with pytest.raises(Busy) as refused:
+        await play(pipeline, job(280))
+    assert refused.value.reason == "FULL_PREFILL_IMPOSSIBLE"
+    assert refused.value.metadata == {"limit": "248", "got": "280"}  # 256 cells, 8 for the answer
+    await pipeline.idle()
+    assert admission.running == 0
+
+
+async def test_a_refused_context_gives_its_room_back() -> None:
+    engine = FakeEngine([tokens(97), done(1)], reserve_error=Busy("no memory"))
+    pipeline, _ = make(engine, room=FakeRoom(engine))
+    await play(pipeline, job(20), Plan(None, (Span(0, 3),)))
+    assert sorted(engine.log) == ["release", "reserve 256", "room 256", "room left", "submit"]
+    assert engine.log.index("release") < engine.log.index("room left")
 
 
 async def test_a_prompt_past_the_full_limit_is_answered_from_the_fallback_and_says_so() -> None:
