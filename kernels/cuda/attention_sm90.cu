@@ -231,10 +231,10 @@ __device__ __forceinline__ void compute_items(const Problem& problem, Worker& w,
       advance<CAUSAL, false>(w, slots.at, part, accumulate);
     for (int left = (item.count - 1) * KEY_TILES; left > 0; --left, accumulate = true)
       advance<NO_MASK, false>(w, slots.at, 0, accumulate);
+    if (item.mean_tiles > 0) mbarrier_wait(w.shared.offsets_full(slots.at), slots.parity);
     for (int part = 0; part < item.mean_tiles; ++part, accumulate = true)
       advance<MEANS, false>(w, slots.at, part, accumulate);
-    __syncwarp();  // every lane has read its offsets
-    release(w.shared.item_empty(slots.at), w.lane);
+    mbarrier_arrive(w.shared.item_empty(slots.at));
     slots.advance();
     mbarrier_wait(w.shared.item_full(slots.at), slots.parity);
     const Item next = *w.shared.item(slots.at);

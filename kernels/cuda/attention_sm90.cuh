@@ -30,7 +30,7 @@ constexpr int VALUES_AT = KEYS_AT + STAGES * TILE_BYTES;
 constexpr int ITEMS_AT = VALUES_AT + STAGES * TILE_BYTES;
 constexpr int BARRIERS_AT = ITEMS_AT + QUERY_SLOTS * 16;
 constexpr int FIXED_BYTES = BARRIERS_AT + 256;
-static_assert(2 * QUERY_SLOTS + 4 * STAGES <= 32, "barriers outgrow their 256 bytes");
+static_assert(3 * QUERY_SLOTS + 4 * STAGES <= 32, "barriers outgrow their 256 bytes");
 
 constexpr int FIRST_TURN = 1;  // named barrier of computing group 0; the next one is group 1's
 
@@ -64,13 +64,14 @@ struct Shared {
   }
   __device__ u64* item_full(int slot) const { return barrier(slot); }
   __device__ u64* item_empty(int slot) const { return barrier(QUERY_SLOTS + slot); }
-  __device__ u64* keys_full(int stage) const { return barrier(2 * QUERY_SLOTS + stage); }
-  __device__ u64* keys_empty(int stage) const { return barrier(2 * QUERY_SLOTS + STAGES + stage); }
+  __device__ u64* offsets_full(int slot) const { return barrier(2 * QUERY_SLOTS + slot); }
+  __device__ u64* keys_full(int stage) const { return barrier(3 * QUERY_SLOTS + stage); }
+  __device__ u64* keys_empty(int stage) const { return barrier(3 * QUERY_SLOTS + STAGES + stage); }
   __device__ u64* values_full(int stage) const {
-    return barrier(2 * QUERY_SLOTS + 2 * STAGES + stage);
+    return barrier(3 * QUERY_SLOTS + 2 * STAGES + stage);
   }
   __device__ u64* values_empty(int stage) const {
-    return barrier(2 * QUERY_SLOTS + 3 * STAGES + stage);
+    return barrier(3 * QUERY_SLOTS + 3 * STAGES + stage);
   }
 };
 
@@ -92,7 +93,9 @@ struct Ring {
 __device__ __forceinline__ void init_barriers(const Shared& shared) {
   for (int slot = 0; slot < QUERY_SLOTS; ++slot) {
     mbarrier_init(shared.item_full(slot), 1);
-    mbarrier_init(shared.item_empty(slot), COMPUTING_WARPS);
+    // Items and offsets are ordinary loads and stores of whole warps: each lane arrives for its own.
+    mbarrier_init(shared.item_empty(slot), COMPUTING_WARPS * WARP);
+    mbarrier_init(shared.offsets_full(slot), WARP);
   }
   for (int stage = 0; stage < STAGES; ++stage) {
     mbarrier_init(shared.keys_full(stage), 1);

@@ -162,7 +162,7 @@ __device__ __forceinline__ void load_items(const Problem& problem, const Shared&
     if (mean_tiles > 0)
       fill_offsets(problem, row.tile, offsets, mean_tiles * KEYS, loader.lane);
     load_listed(problem, loader, row, from, offsets);
-    __syncwarp();  // all offsets are in place before the first means announce themselves
+    mbarrier_arrive(shared.offsets_full(slots.at));
     // The last box may run into the next head's means; their offsets are -inf.
     for (int part = 0; part < mean_tiles; ++part)
       loader.tile(from.k_mean, from.v_mean, kv_head * problem.num_tiles + part * KEYS);

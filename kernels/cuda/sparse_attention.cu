@@ -90,7 +90,7 @@ sparse_attention(bf16* q, const bf16* k, const bf16* v, int row_stride, const bf
   if (k_mean && count <= tile) {
     steps += ceil_div(tile, KEYS);
     // A bit for each mean that must not count: of a listed block, or not before the diagonal.
-    for (int word = threadIdx.x; word * 32 < tile + KEYS; word += THREADS)
+    for (int word = threadIdx.x; word * 32 < ceil_div(tile, KEYS) * KEYS; word += THREADS)
       hidden[word] = word * 32 + 32 <= tile ? 0
                      : word * 32 >= tile    ? FULL_WARP
                                             : FULL_WARP << (tile & 31);

@@ -171,10 +171,14 @@ void on_fault(int number, siginfo_t* info, void* context) {
   fail("access outside device memory");
 }
 
+// What lies behind the dynamic shared memory; not the poison, which a mask of all ones equals.
+constexpr unsigned char UNTOUCHED = 0x5a;
+
 void run_block() {
   shared_bytes = launch->shared_bytes;
   shared_begin = shared_end - (shared_bytes + 1023) / 1024 * 1024;
-  memset(shared_begin, 0xff, shared_end - shared_begin);
+  memset(shared_begin, 0xff, shared_bytes);
+  memset(shared_begin + shared_bytes, UNTOUCHED, shared_end - shared_begin - shared_bytes);
   memset(launch->static_begin, 0xff, launch->static_end - launch->static_begin);
   memset(runnable, 0, sizeof runnable);
   ready = 0;
@@ -200,7 +204,7 @@ void run_block() {
   switch_context(main_context, current->context);
   if (failed) return;
   for (unsigned char* p = shared_begin + shared_bytes; p < shared_end; p++)
-    if (*p != 0xff) {
+    if (*p != UNTOUCHED) {
       current = nullptr;
       failed = true;
       snprintf(launch->error, sizeof launch->error,

@@ -25,6 +25,7 @@ RAISED = {  # defect: what the error says
     "copies_a_row_past_the_end": "cp.async: 16 bytes at 0x[0-9a-f]+ are outside every device",
     "writes_past_the_end": "0 bytes past the end of the 512 bytes",
     "writes_past_shared_memory": "wrote past the end of 512 bytes of dynamic shared memory",
+    "writes_ones_past_shared_memory": "wrote past the end of 512 bytes of dynamic shared memory",
     "loads_a_matrix_past_shared_memory": "ldmatrix: 16 bytes at shared address 0x600, outside",
     "vector_is_misaligned": "trap: a misaligned access or an index outside an array at defects.cu",
     "copy_is_misaligned": "cp.async: shared address 0x[0-9a-f]+ is not 16-byte aligned",
@@ -46,7 +47,11 @@ TAKES_INPUT = {
     "copies_a_row_past_the_end",
     "copy_is_misaligned",
 }
-SHARED = {"writes_past_shared_memory", "loads_a_matrix_past_shared_memory"}
+SHARED = {
+    "writes_past_shared_memory",
+    "writes_ones_past_shared_memory",
+    "loads_a_matrix_past_shared_memory",
+}
 
 
 def launch(run: Run, defect: str, *, fixed: bool = False, **options: object) -> np.ndarray:

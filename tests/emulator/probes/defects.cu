@@ -124,6 +124,12 @@ extern "C" __global__ void writes_past_shared_memory(float* out) {
   out[threadIdx.x] = 1.0f;
 }
 
+extern "C" __global__ void writes_ones_past_shared_memory(float* out) {
+  SKIM_SHARED(shared);
+  reinterpret_cast<u32*>(shared)[threadIdx.x + (fixed ? 0 : 1)] = FULL_WARP;
+  out[threadIdx.x] = 1.0f;
+}
+
 extern "C" __global__ void loads_a_matrix_past_shared_memory(float* out) {
   SKIM_SHARED(shared);
   reinterpret_cast<float*>(shared)[threadIdx.x] = 1.0f;
