@@ -25,6 +25,7 @@ from pathlib import Path
 from bench.planted import PlantedLists
 from drafter_svc.__main__ import serve
 from drafter_svc.config import DrafterSettings
+from kernels.device import Device
 from kernels.reference import BlockLists, BlockRule
 from skim.process import run_service
 
@@ -61,15 +62,18 @@ class DensityFile:
         fresh.replace(self._path)
 
 
-def main() -> int:
-    """Take our option out of the command line and become the drafter's service."""
+def main(device: Device | None = None) -> int:
+    """Take our option out of the command line and become the drafter's service.
+
+    Args:
+        device: in the place of the first GPU; tests only.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--density-file", type=Path, required=True)
     options, sys.argv[1:] = parser.parse_known_args()
     planted = DensityFile(options.density_file)
-    return run_service(
-        "bench.planted_drafter", __doc__, DrafterSettings, partial(serve, planted=planted)
-    )
+    planted_serve = partial(serve, planted=planted, device=device)
+    return run_service("bench.planted_drafter", __doc__, DrafterSettings, planted_serve)
 
 
 if __name__ == "__main__":

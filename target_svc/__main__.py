@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from kernels.ipc.physical import Physical
 from skim.log import get_logger
 from skim.process import run_service
 from skim.rpc import RpcServer
@@ -57,15 +58,17 @@ def make_server(settings: TargetSettings, target: Target) -> RpcServer:
     return server
 
 
-async def serve(settings: TargetSettings) -> None:
+async def serve(settings: TargetSettings, physical: Physical | None = None) -> None:
     """Serve until told to stop.
 
+    Args:
+        physical: in the place of the first GPU, where drafters share its memory; tests only.
     Raises:
         ConfigError: a port is in use.
         ModelFileError: the model cannot be opened.
         EngineFault: the engine died for good.
     """
-    target = Target(settings, TargetModel(settings.model))
+    target = Target(settings, TargetModel(settings.model), physical=physical)
     server = make_server(settings, target)
     server.catch_signals()
     await server.start()

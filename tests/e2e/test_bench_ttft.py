@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench import ttft
+from bench import random_model, ttft, ttft_stack
 from bench.ttft_record import STAGES
+from skim.cli.stack import LocalStack
+from skim.cli.stack_plan import ServicePlan, StackOptions
+from tests.tools import require_tool
 
 SETTINGS = (
     "SKIM_TARGET_KEPT_MAX=1024",
@@ -55,3 +60,43 @@ def test_rows_past_the_budget_are_left_out_by_name(
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["rows"] == []
     assert summary["left_out"] == ["all of resident: the budget is spent"]
+
+
+class StackOnFake(LocalStack):
+    """Target and drafter that share a GPU that is not there."""
+
+    MODULES = {
+        "target": "tests.fixtures.target_on_fake",
+        "drafter": "tests.fixtures.planted_drafter_on_fake",
+    }
+
+    def __init__(self, options: StackOptions, *, plans: Sequence[ServicePlan]) -> None:
+        plans = [replace(plan, module=self.MODULES.get(plan.name, plan.module)) for plan in plans]
+        super().__init__(options, plans=plans)
+
+
+@pytest.mark.timeout(240)
+def test_parked_mode_plants_lists_and_brings_the_weights_back_for_each_request(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_tool("g++")
+    tiny = replace(random_model.SHAPES["small"], layers=2, embed=64, ffn=96)
+    monkeypatch.setitem(random_model.SHAPES, "small", tiny)
+    monkeypatch.setattr(ttft_stack, "LocalStack", StackOnFake)
+    monkeypatch.setattr(ttft, "gpu_facts", lambda: {"name": "fake"})
+    options = "--small --tokens 400 --keeps 0.1 --lists 0.9 --modes park --leave-gib 0 --repeats 2"
+    rest = f"--vanilla-repeats 0 --answer-tokens 2 --models {tmp_path} --json"
+    settings = (*SETTINGS, "SKIM_DRAFTER_DENSE_BELOW_TOKENS=0")
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    record = tmp_path / "run.jsonl"
+    status = ttft.main([*options.split(), *rest.split(), *chosen, "--record", str(record)])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (status, summary["failed"], summary["left_out"]) == (0, [], [])
+    (row,) = summary["rows"]
+    assert (row["mode"], row["lists"], row["samples"]) == ("park", "planted 0.9", 2)
+    assert row["stages_s"]["unpark"] > 0.0
+    events = [json.loads(line) for line in record.read_text().splitlines()]
+    generations = [e["generation"][0] for e in events if e["kind"] in ("warm_up", "sample")]
+    assert len(generations) == 3 and sorted(set(generations)) == generations
+    (region,) = next(e["regions"] for e in events if e["kind"] == "region")
+    assert region["state"] in ("PARKING", "PARKED")
