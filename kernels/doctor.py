@@ -2,8 +2,9 @@
 
 `python -m kernels.doctor` prints one JSON object; `skim doctor` runs it as a child process, so a
 missing extra or a broken driver is a line in its report. Where there is a GPU it also tries, for a
-few seconds, each way to share its memory between two processes. `examine` alone takes no memory of
-a GPU and makes no context. Never raises for what it finds: each reason becomes one sentence.
+few seconds, each way to share its memory between two processes, and prints an object for each.
+`examine` takes no memory of a GPU and makes no context. Never raises for what it finds: each reason
+becomes one sentence.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import platform
+import sys
 from typing import Any
 
 from kernels.ipc.transports import try_transports
@@ -184,18 +186,42 @@ def _cublaslt_version() -> str:
     return f"{version // 10000}.{version % 10000 // 100}.{version % 100}"
 
 
-def examine_with_transports() -> dict[str, Any]:
-    """The same, and what became of a trial of each memory transport.
+def examine_transports() -> list[dict[str, Any]]:
+    """Try each way to share the GPU's memory between two processes.
 
     Returns:
-        `examine`'s report with `transports` (see `kernels.ipc.trial.landlord`; none without a GPU)
-        and a sentence for each.
+        For each `package`, `transport`, `ok` (None where it does not work: a drafter without it
+        keeps its memory itself), `lines`, `advice`, and what `kernels.ipc.trial.landlord` found.
     """
+    trials = try_transports()
+    working = [trial["transport"] for trial in trials if trial["ok"]]
+    if working:
+        advice = f"on one GPU, let the target use {working[0]}: SKIM_TARGET_MEMORY_TRANSPORT"
+    else:
+        advice = "drafter and target cannot share a GPU here: leave both memory sockets unset"
+    return [
+        {
+            **trial,
+            "package": "kernels",
+            "ok": trial["ok"] or None,
+            "lines": [trial["line"]],
+            "advice": "" if trial["ok"] else advice,
+        }
+        for trial in trials
+    ]
+
+
+def main() -> int:
+    """Print the reports."""
     report = examine()
-    report["transports"] = try_transports() if report["backend"] == "cuda" else []
-    report["lines"] += [trial["line"] for trial in report["transports"]] or [NOT_TRIED]
-    return report
+    on_gpu = report["backend"] == "cuda"
+    if not on_gpu:
+        report["lines"].append(NOT_TRIED)
+    print(json.dumps(report), flush=True)
+    for trial in examine_transports() if on_gpu else ():
+        print(json.dumps(trial), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    print(json.dumps(examine_with_transports()))
+    sys.exit(main())

@@ -183,16 +183,19 @@ def _no_report(why: str) -> list[dict[str, Any]]:
 def read_report(package: str, report: dict[str, Any]) -> list[Check]:
     """Lines of the checklist for one report of a package's doctor.
 
-    A report has `ok`, and sentences for people in `lines` or `problems`; one about a file has
-    `path`. Whatever else it holds is shown with `--json`.
+    A report has `ok` (null: worth knowing, nothing is broken), and sentences for people in `lines`
+    or `problems`; one about a file has `path`, one about a memory transport `transport`. Whatever
+    else it holds is shown with `--json`.
     """
-    topic = f"{package} {Path(report['path']).name}" if "path" in report else package
+    about = Path(report["path"]).name if "path" in report else report.get("transport", "")
+    topic = f"{package} {about}".rstrip()
     lines = [str(line) for line in (*report.get("problems", ()), *report.get("lines", ()))]
-    ok = bool(report.get("ok"))
+    ok = report.get("ok", False)
+    ok = ok if ok is None else bool(ok)
     first = lines[0] if lines else _summary(report)
-    advice = str(report.get("advice") or ("" if ok else ADVICE.get(package, ADVICE[""])))
+    advice = str(report.get("advice") or (ADVICE.get(package, ADVICE[""]) if ok is False else ""))
     head = Check(topic, ok, first, advice)
-    return [head, *(Check(topic, None if ok else False, line) for line in lines[1:])]
+    return [head, *(Check(topic, False if ok is False else None, line) for line in lines[1:])]
 
 
 def _summary(report: dict[str, Any]) -> str:

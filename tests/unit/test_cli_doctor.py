@@ -59,6 +59,15 @@ def test_report_that_is_well_keeps_its_remarks_as_notes() -> None:
     assert [check.ok for check in read_report("kernels", report)] == [True, None]
 
 
+def test_memory_transport_has_a_line_of_its_own_and_breaks_nothing() -> None:
+    works = {"transport": "vmm_fd", "ok": True, "lines": ["Memory passes."]}
+    fails = {"transport": "legacy_ipc", "ok": None, "lines": ["It does not."], "advice": "use it"}
+    assert [read_report("kernels", report) for report in (works, fails)] == [
+        [Check("kernels vmm_fd", True, "Memory passes.")],
+        [Check("kernels legacy_ipc", None, "It does not.", "use it")],
+    ]
+
+
 def test_problem_of_a_model_file_names_the_file_and_what_to_do() -> None:
     report = {"path": "/x/skim.gguf", "ok": False, "problems": ["cut short at byte 77"]}
     (check,) = read_report("modelfile", report)

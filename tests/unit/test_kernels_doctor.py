@@ -105,28 +105,49 @@ def examine(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> dict[str, Any]:
     return doctor.examine()
 
 
-def test_transports_are_not_tried_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: {"backend": "cpu", "lines": ["no GPU"]})
-    report = doctor.examine_with_transports()
-    assert report["transports"] == []
-    assert report["lines"] == ["no GPU", doctor.NOT_TRIED]
-
-
-def test_each_transport_has_a_line_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = [{"ok": True, "line": "vmm_fd works"}, {"ok": False, "line": "legacy_ipc does not"}]
-    monkeypatch.setattr(doctor, "examine", lambda: {"backend": "cuda", "ok": True, "lines": []})
+def reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: str, *works: bool
+) -> list[dict[str, Any]]:
+    """What the doctor prints where passes run on `backend` and each transport works or not."""
+    trials = [
+        {"transport": name, "ok": ok, "line": f"{name} {ok}"}
+        for name, ok in zip(("vmm_fd", "legacy_ipc"), works, strict=False)
+    ]
+    found = {"package": "kernels", "backend": backend, "ok": True, "lines": ["the first"]}
+    monkeypatch.setattr(doctor, "examine", lambda: found)
     monkeypatch.setattr(doctor, "try_transports", lambda: trials)
-    report = doctor.examine_with_transports()
-    assert report["transports"] == trials
-    assert report["lines"] == ["vmm_fd works", "legacy_ipc does not"]
-    assert report["ok"]  # a drafter without a memory plane still works
+    assert doctor.main() == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_doctor_prints_one_json_object() -> None:
+def test_transports_are_not_tried_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (report,) = reports(monkeypatch, capsys, "cpu")
+    assert report["lines"] == ["the first", doctor.NOT_TRIED]
+
+
+def test_each_transport_is_a_report_where_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, vmm, legacy = reports(monkeypatch, capsys, "cuda", True, False)
+    assert (vmm["ok"], vmm["lines"], vmm["advice"]) == (True, ["vmm_fd True"], "")
+    assert (legacy["ok"], legacy["lines"]) == (None, ["legacy_ipc False"])
+    assert "let the target use vmm_fd: SKIM_TARGET_MEMORY_TRANSPORT" in legacy["advice"]
+
+
+def test_where_no_transport_works_the_advice_is_to_share_no_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for trial in reports(monkeypatch, capsys, "cuda", False, False)[1:]:
+        assert "leave both memory sockets unset" in trial["advice"]
+
+
+def test_doctor_prints_json() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kernels.doctor"], capture_output=True, text=True, timeout=60
     )
-    report = json.loads(done.stdout)
+    report = json.loads(done.stdout.splitlines()[0])
     assert done.returncode == 0
     assert report["package"] == "kernels" and report["ok"]
     assert (report["backend"] == "cuda") == (report["reason"] == "")
