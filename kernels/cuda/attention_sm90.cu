@@ -16,7 +16,8 @@
 // Knobs    KEY_TILE (keys a step; 64, 128), STAGES (tiles in flight), QUERY_SLOTS (items in flight),
 //          PING_PONG (the computing groups take turns at the tensor cores), PERSISTENT.
 // Tested   against kernels/reference/sparse_attention.py.
-// Measured not yet run on a GPU.
+// Measured (H100, a layer of Qwen3-0.6B at 131,072 tokens):
+// 6.6 ms at density 0.05 (522 TFLOP/s useful), dense 112.5 ms (625).
 //
 // Order of an item: the diagonal block (the only one that needs the causal mask, so every row maximum is
 // finite from the first step), the other listed blocks, then tiles of means. One loop runs on over items:

@@ -25,7 +25,8 @@
 //          KiB of sm_89 leave at 256). Rows past the end are neither read nor written.
 // Source:  FlashAttention-2 (arXiv:2307.08691), FlashPrefill V2 (arXiv:2608.19758).
 // Reference: kernels/reference/sparse_attention.py.
-// Measured: not yet run on a GPU.
+// Measured (H100, a layer of Qwen3-0.6B at 131,072 tokens):
+// 13.4 ms at density 0.05 (258 TFLOP/s useful), dense 222 ms (316).
 //
 // Keys and values have two stages: a step's rows travel during the whole step before it, and one
 // barrier a step says both that they are there and that the other stage is free. A step is short
