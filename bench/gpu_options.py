@@ -71,7 +71,7 @@ def commit() -> str:
 
 def gpu_facts() -> dict[str, Any] | None:
     """Name, driver and memory of the first GPU that CUDA may see; None without one."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     try:
         import pynvml
 

@@ -187,7 +187,9 @@ class Bench:
     ) -> None:
         """Warm one row up, then measure its repeats; a failure ends the row."""
         stack.density.write(row["density_asked"])
-        for seed in (WARM_SEED, *range(self.options.repeats)):
+        options = self.options
+        repeats = options.repeats if row["path"] == "skim" else options.full_repeats
+        for seed in (WARM_SEED, *range(repeats)):
             expected_s = self._longest_s.get((row["path"], row["tokens"]), 0.0)
             if self.left_s - reserve_s < expected_s + 1.0:
                 begun = "all" if seed == WARM_SEED else f"from repeat {seed} on"
@@ -287,6 +289,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=5, help="samples of each row, after one that warms it up")
     add("--vanilla-repeats", type=integers, default=[2], help="one number, or one a length; or 0")
     add("--full-up-to", type=int, default=32_768, help="longest full prefill by the services")
+    add("--full-repeats", type=int, default=2, help="samples of each of those")
     add("--leave-gib", type=float, default=24.0, help="free in mode park; 0: no ballast")
     add("--no-memory-plane", dest="memory_plane", action="store_false", help="in mode resident")
     add("--kv-type", choices=["f16", "q8_0", "q4_0"], default="f16")

@@ -65,8 +65,7 @@ class Engine:
         self._eog_ids = self._model.eog_ids()
         self._stop_ids = frozenset(self._eog_ids.tolist())
         self._full: Lane | None = None
-        per_slot = config.kept_max + config.gen_max
-        self._working = self._lane(config.slots * per_slot, config.slots, config.kv_type)
+        self._working = self._working_lane()
         loaded_s = time.monotonic()
         warm_s, self._kv_bytes_per_cell = self._working.context.warm_up(every_shape=True)
         self._load_sent: Load | None = None
@@ -169,6 +168,18 @@ class Engine:
             self._config.deaf_max_s,
         )
 
+    def _working_lane(self) -> Lane:
+        config = self._config
+        cells = config.slots * (config.kept_max + config.gen_max)
+        try:
+            return self._lane(cells, config.slots, config.kv_type)
+        except Busy as busy:
+            raise Busy(
+                f"{busy.message}; the working context is slots x (kept_max + gen_max) = {cells} "
+                "cells: lower one of them, or choose a smaller kv_type",
+                reason=busy.reason,
+            ) from busy
+
     def _reserve(self, reserve: Reserve) -> None:
         started_s = time.monotonic()
         try:
@@ -190,9 +201,13 @@ class Engine:
         """Refuse a context on the host that would send the machine into swap or the OOM killer."""
         if self._model.gpu:
             return  # the service's landlord counts GPU bytes before it asks
-        per_value = KV_BYTES_PER_VALUE
+        per_value, working = KV_BYTES_PER_VALUE, self._working.context
         scale = per_value[reserve.kv_type] / per_value[self._config.kv_type]
         needed = int(reserve.cells * self._kv_bytes_per_cell * scale) + HOST_RESERVE_BYTES
+        # The graph's mask has two bytes for each cell and token of a batch; the rest is fixed.
+        if working.buffers.scratch:
+            more_cells = max(0, reserve.cells - working.cells)
+            needed += working.buffers.scratch + more_cells * 2 * working.n_batch
         available = host_available_bytes()
         if needed > available:
             raise Busy(
