@@ -260,6 +260,17 @@ def test_what_crossed_a_swap_is_ignored_and_leaves_no_descriptor(
     assert tenant.score(new.backend, REQUEST).result(WAIT_S).layers_run == 2
 
 
+def test_idleness_is_not_told_between_a_hello_and_its_answer(
+    landlord: ScriptedLandlord, tenant: Tenant, resident: Registered, other: Path
+) -> None:
+    """A landlord takes nothing but HELLO from a tenant that has no place."""
+    new, hello = swap(tenant, resident, other)
+    resident.place.residency.idle()
+    new.place.residency.idle()
+    assert new.peer.is_silent()
+    landlord.fill(new.peer, hello)
+
+
 def test_a_hundred_parks_leak_no_descriptor_and_no_byte(
     landlord: ScriptedLandlord, tenant: Tenant, resident: Registered
 ) -> None:
