@@ -4,6 +4,8 @@ Holds a device, the weights in one region on it (`cuda_weights`) and one arena f
 (`cuda_workspace`); `cuda_forward` queues a pass layer by layer. The host stays about one layer
 ahead of the GPU, so the stop flag is looked at and progress told between layers while the queue
 never runs dry. Only chunk scores, the coverage panel and the counts of kept blocks come back.
+Leased weights (`residency`) are held for the length of a pass, which may begin while its later
+layers are still on their way; a `pacer` makes it pause for a target that decodes.
 
 Refuses (InvalidRequest) ids outside the vocabulary, prompts of more blocks than the kernels select
 from, attention blocks of other than 128 tokens, and look-ahead, which only the CPU backend

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2
 
-from skim.errors import ConfigError, DeadlineExceeded, Unavailable
+from skim.errors import ConfigError, DeadlineExceeded, ModelFileError, Unavailable
 from skim.rpc_errors import errors_from_peer
 from skim.v1 import admin_pb2, drafter_pb2
 from skim.v1 import common_pb2 as pb
 from tests.fixtures.drafter_service import WAIT_S, DrafterService, long_text, until
-from tests.fixtures.leased_drafter import HeldDevice, leased_drafter
+from tests.fixtures.leased_drafter import HeldDevice, leased_drafter, leased_model
 from tests.fixtures.tenant import UNIT, House, house
 
 PROMPT = long_text(8)
@@ -146,6 +146,23 @@ async def test_swap_waits_for_the_running_pass_and_serves_nothing_meanwhile(fold
         assert (await running).result.model == "one"
         assert (await swapping).previous == "one"
         assert await drafter.health() == SERVING
+
+
+async def test_swap_that_fails_leaves_the_old_model_in_its_place(folder: Path) -> None:
+    broken = folder / "two.gguf"
+    broken.write_bytes(leased_model("qwen2").read_bytes())
+    async with house(folder) as home:
+        async with leased_drafter(home.path, models=f"two={broken}") as drafter:
+            spans = (await drafter.score(PROMPT)).result.spans
+            await drafter.admin.LoadDrafter(admin_pb2.LoadDrafterRequest(name="two"))
+            broken.unlink()
+            broken.write_bytes(leased_model("qwen2", seed=2).read_bytes())
+            with pytest.raises(ModelFileError, match="changed"):
+                await swap(drafter, "two")
+            assert await drafter.health() == SERVING
+            answer = (await drafter.score(PROMPT)).result
+            assert (answer.model, answer.spans) == ("one", spans)
+            await until(lambda: [info.name for info in home.landlord.regions()] == ["one"])
 
 
 async def test_service_is_ready_only_when_a_landlord_has_given_it_a_place(folder: Path) -> None:
