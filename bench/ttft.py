@@ -13,8 +13,10 @@ Each repeat is another prompt. Plain llama.cpp (`bench.vanilla`) gets the same p
 same run, before the services start, with the whole device to itself.
 
 Modes: *resident*, the device as it is; *park*, with `--leave-gib` free (`bench.ballast` holds the
-rest) and the drafter's weights off the device but while it scores. The first of `--lists` gets
-every keep ratio, the others the first alone, *park* the first of both. Rows that would start after
+rest) and the drafter's weights off the device but while it scores; *unshared* stands for resident
+where the drafter holds its own weights, by `--no-memory-plane` or because the plane did not work.
+The first of `--lists` gets every keep ratio, the others the first alone, *park* the first of both.
+Rows that would start after
 the budget are left out and named. Progress goes to standard error, each sample to `--record` as it
 ends; the table comes last, and with `--json` one line.
 """
@@ -49,14 +51,16 @@ from bench.ttft_stack import Ballast, Models, Stack, has_memory_plane, write_mod
 from modelfile.gguf_file import GgufFile
 from modelfile.tokenizer import Tokenizer
 from skim.client_types import Answer, Options
-from skim.errors import SkimError
+from skim.errors import EngineFault, SkimError
 
 MODES = ("resident", "park")
 MODELS = Path("/dev/shm/skim-bench")
 WARM_SEED = 1_000  # seeds of repeats count from 0
 # A drafter that compiles its kernels at the first pass must not become a full prefill.
 SCORE_TIMEOUT_S = 120
-SAMPLE_TIMEOUT_S = 240.0
+# A drafter that fails becomes a full prefill, which is no sample: it is not waited for.
+SAMPLE_TIMEOUT_S = {"skim": 40.0, "full": 240.0}
+FAILED_ROWS_MAX = 2  # in a row; services that fail so often are not asked again
 PARK_RESERVE_S = 100.0  # of the budget, for the last mode: a start of the services, its rows
 VANILLA_SHARE = 0.5  # of the budget, at most
 
@@ -94,7 +98,10 @@ class Bench:
             self.run_vanilla(models, prompts, tokenizer)
         for mode in options.modes:
             reserve_s = 0.0 if mode == options.modes[-1] else PARK_RESERVE_S
-            self.run_mode(mode, models, prompts, reserve_s)
+            try:
+                self.run_mode(mode, models, prompts, reserve_s)
+            except (SkimError, OSError, subprocess.SubprocessError) as error:
+                self.record.add("failed", what=mode, error=str(error))
         self.record.add("end", total_s=time.monotonic() - self._began_s)
 
     def run_vanilla(self, models: Models, prompts: Prompts, tokenizer: Tokenizer) -> None:
@@ -136,12 +143,12 @@ class Bench:
             if ballast is not None:
                 self.record.add("ballast", **ballast.report)
             for policy in policies:
+                name = mode if policy is not None or not shared else "unshared"
                 try:
-                    self.run_services(mode, policy, models, prompts, reserve_s)
+                    self.run_services(name, policy, models, prompts, reserve_s)
                     break
                 except SkimError as error:
-                    what = f"the services of {mode}, park policy {policy}"
-                    self.record.add("failed", what=what, error=str(error))
+                    self.record.add("failed", what=f"the services of {name}", error=str(error))
 
     def run_services(
         self, mode: str, policy: str | None, models: Models, prompts: Prompts, reserve_s: float
@@ -149,7 +156,7 @@ class Bench:
         """Start the services and measure every row of a mode.
 
         Raises:
-            SkimError: they did not start.
+            SkimError: they did not start, or failed row after row.
         """
         environment = {
             "SKIM_TARGET_KV_TYPE": self.options.kv_type,
@@ -160,8 +167,12 @@ class Bench:
         with Stack(models, environment, park_policy=policy) as stack:
             facts = {**stack.facts(), "park_policy": policy, "log_dir": stack.log_dir}
             self.record.add("stack", mode=mode, start_s=stack.start_s, **facts, gpu=gpu_facts())
+            failed_rows = 0
             for row in self.rows(mode, facts["drafter_backend"]):
-                self.run_row(stack, prompts, row, reserve_s)
+                done = self.run_row(stack, prompts, row, reserve_s)
+                failed_rows = 0 if done else failed_rows + 1
+                if failed_rows == FAILED_ROWS_MAX:
+                    raise EngineFault(f"{failed_rows} rows failed one after the other")
             self.record.add("region", mode=mode, regions=stack.regions(), gpu=gpu_facts())
 
     def rows(self, mode: str, drafter_backend: str) -> Iterator[dict[str, Any]]:
@@ -172,20 +183,20 @@ class Bench:
                 self.record.add("left_out", what=f"planted {density}: the drafter runs on the CPU")
                 continue
             lists = "natural" if density is None else f"planted {density}"
-            keeps = options.keeps if number == 0 and mode == "resident" else options.keeps[:1]
-            for tokens in options.tokens if number == 0 or mode == "resident" else ():
+            keeps = options.keeps if number == 0 and mode != "park" else options.keeps[:1]
+            for tokens in options.tokens if number == 0 or mode != "park" else ():
                 for keep in keeps:
                     way = {"mode": mode, "path": "skim", "lists": lists, "keep": keep}
                     yield {**way, "tokens": tokens, "density_asked": density}
-        for tokens in options.tokens if mode == "resident" else ():
+        for tokens in options.tokens if mode != "park" else ():
             if tokens <= options.full_up_to:
                 way = {"mode": mode, "path": "full", "lists": "", "keep": None}
                 yield {**way, "tokens": tokens, "density_asked": None}
 
     def run_row(
         self, stack: Stack, prompts: Prompts, row: dict[str, Any], reserve_s: float
-    ) -> None:
-        """Warm one row up, then measure its repeats; a failure ends the row."""
+    ) -> bool:
+        """Warm one row up, then measure its repeats; a failure ends the row, and gives False."""
         stack.density.write(row["density_asked"])
         options = self.options
         repeats = options.repeats if row["path"] == "skim" else options.full_repeats
@@ -194,7 +205,7 @@ class Bench:
             if self.left_s - reserve_s < expected_s + 1.0:
                 begun = "all" if seed == WARM_SEED else f"from repeat {seed} on"
                 self.record.add("left_out", what=f"{label(row)}: {begun}")
-                return
+                return True
             prompt = prompts.make(row["tokens"], seed=seed)
             begin_s = time.monotonic()
             try:
@@ -202,10 +213,11 @@ class Bench:
             except (SkimError, ValueError) as error:
                 trouble = stack.trouble()
                 self.record.add("failed", what=label(row), error=str(error), trouble=trouble)
-                return
+                return False
             self._longest_s[row["path"], row["tokens"]] = time.monotonic() - begin_s
             kind = "warm_up" if seed == WARM_SEED else "sample"
             self.record.add(kind, seed=seed, **row, **event)
+        return True
 
     def sample(self, stack: Stack, prompt: bytes, row: dict[str, Any]) -> dict[str, Any]:
         """One request.
@@ -220,7 +232,7 @@ class Bench:
             "max_tokens": self.options.answer_tokens,
             "temperature": 0.0,
             "ignore_eos": True,
-            "deadline_s": SAMPLE_TIMEOUT_S,
+            "deadline_s": SAMPLE_TIMEOUT_S[row["path"]],
         }
         if row["keep"] is not None:
             wanted["keep_ratio"] = row["keep"]

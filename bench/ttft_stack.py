@@ -29,8 +29,9 @@ from skim.cli.service_process import Status
 from skim.cli.stack import LocalStack
 from skim.cli.stack_plan import StackOptions, plan_stack
 from skim.client import Client
-from skim.errors import ConfigError
+from skim.errors import ConfigError, SkimError
 from skim.rpc import CHANNEL_OPTIONS
+from skim.rpc_errors import from_rpc_error
 from skim.v1 import (
     drafter_pb2,
     drafter_pb2_grpc,
@@ -215,7 +216,7 @@ class Stack:
         """The drafters' weights as the landlord sees them; none without a memory plane."""
         try:
             found = self._ask("target", memory_pb2_grpc.MemoryServiceStub, "ListRegions")
-        except grpc.RpcError:
+        except SkimError:
             return []
         return [
             {
@@ -237,4 +238,7 @@ class Stack:
         }
         address = self._stack.address(service, admin=method == "ListRegions")
         with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            return getattr(stub(channel), method)(requests[method](), timeout=CALL_TIMEOUT_S)
+            try:
+                return getattr(stub(channel), method)(requests[method](), timeout=CALL_TIMEOUT_S)
+            except grpc.RpcError as failure:
+                raise from_rpc_error(failure) from failure
