@@ -16,9 +16,8 @@ Modes: *resident*, the device as it is; *park*, with `--leave-gib` free (`bench.
 rest) and the drafter's weights off the device but while it scores; *unshared* stands for resident
 where the drafter holds its own weights, by `--no-memory-plane` or because the plane did not work.
 The first of `--lists` gets every keep ratio, the others the first alone, *park* the first of both.
-Rows that would start after
-the budget are left out and named. Progress goes to standard error, each sample to `--record` as it
-ends; the table comes last, and with `--json` one line.
+Rows that would start after the budget are left out and named. Progress goes to standard error, each
+sample to `--record` as it ends; the table comes last, and with `--json` one line.
 """
 
 from __future__ import annotations
