@@ -46,10 +46,15 @@ PARK_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Cycle:
-    """One park and the unpark after it, in milliseconds; what the park freed, in bytes."""
+    """One park and the unpark after it: milliseconds from each request; bytes that the park freed.
+
+    `unmapped_ms` and `mapped_ms` are when the tenant had let go, and had mapped the new memory.
+    """
 
     park_ms: float
+    unmapped_ms: float
     freed_bytes: int
+    mapped_ms: float
     first_ms: float
     last_ms: float
     same: bool
@@ -91,6 +96,7 @@ class Bench:
         at_once = await self._cycles(name, tenant, self.options.cycles, 0.0)
         row["spaced"], row["back_to_back"] = (_unparks(cycles, row) for cycles in (spaced, at_once))
         row["park_ms"] = _spread([cycle.park_ms for cycle in spaced + at_once])
+        row["unmapped_ms"] = _spread([cycle.unmapped_ms for cycle in spaced + at_once])
         row["freed_bytes"] = min(cycle.freed_bytes for cycle in spaced + at_once)
         row["same"] = all(cycle.same for cycle in spaced + at_once)
         if self.options.workspace_bytes:
@@ -106,6 +112,7 @@ class Bench:
                 return
 
     async def _cycle(self, name: str, tenant: Peer, pause_s: float) -> Cycle:
+        park_s = time.monotonic()
         report = await self.landlord.park(name)
         if pause_s:
             await asyncio.sleep(pause_s)
@@ -115,7 +122,9 @@ class Bench:
         seen = await _ask(tenant, "hold", check=True)
         return Cycle(
             report.park_s * 1e3,
+            (seen["unmapped_s"] - park_s) * 1e3,
             report.freed_bytes,
+            (seen["mapped_s"] - begin_s) * 1e3,
             (seen["first_s"] - begin_s) * 1e3,
             (seen["last_s"] - begin_s) * 1e3,
             seen["same"],
@@ -207,6 +216,7 @@ def _unparks(cycles: Sequence[Cycle], row: dict[str, Any]) -> dict[str, Any]:
     return {
         "last_ms": last,
         "first_ms": _spread([cycle.first_ms for cycle in cycles]),
+        "mapped_ms": _spread([cycle.mapped_ms for cycle in cycles]),
         "gb_per_s": rate,
         "of_ceiling": rate / row["ceiling_gb_per_s"],
     }
@@ -227,7 +237,17 @@ def table(summary: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [
         ["model", "GB", "park p50", "p99", "max", "+workspace", "copy GB/s"]
-        + ["unpark", "GB/s", "of copy", "first layer", "at once", "of copy", "freed", "observed"]
+        + [
+            "unpark",
+            "GB/s",
+            "of copy",
+            "mapped",
+            "first layer",
+            "at once",
+            "of copy",
+            "freed",
+            "observed",
+        ]
     ]
     for row in summary["rows"]:
         park, spaced, at_once = row["park_ms"], row["spaced"], row["back_to_back"]
@@ -242,6 +262,7 @@ def table(summary: dict[str, Any]) -> str:
                 f"{spaced['last_ms']['p50']:.2f}",
                 f"{spaced['gb_per_s']:.1f}",
                 f"{spaced['of_ceiling']:.1%}",
+                f"{spaced['mapped_ms']['p50']:.2f}",
                 f"{spaced['first_ms']['p50']:.2f}",
                 f"{at_once['last_ms']['p50']:.2f}",
                 f"{at_once['of_ceiling']:.1%}",

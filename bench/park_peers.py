@@ -56,9 +56,15 @@ class NotedMark:
 
 
 class DrawnRegion(LeasedRegion):
-    """A region of drawn weights; `arrived_s` holds when each layer of an unpark was there."""
+    """A region of drawn weights that notes when the last park and unpark reached what.
+
+    Attributes:
+        unmapped_s, mapped_s: the moments.
+        arrived_s: of each layer of the last unpark.
+    """
 
     def __init__(self, device: Device, name: str) -> None:
+        self.unmapped_s = self.mapped_s = 0.0
         self.arrived_s: list[float] = []
         super().__init__(device, Path(name), f"drawn {name}", CudaWeights(shape_of(name), 0))
 
@@ -68,6 +74,14 @@ class DrawnRegion(LeasedRegion):
             size = min(FILL_BYTES, self.size_bytes - begin)
             self._device.upload(self._window.address + begin, drawn[:size] + np.uint8(piece % 256))
         self._device.synchronize()
+
+    def map(self, fd: int) -> None:
+        super().map(fd)
+        self.mapped_s = time.monotonic()
+
+    def unmap(self) -> None:
+        super().unmap()
+        self.unmapped_s = time.monotonic()
 
     def copy_in(self) -> tuple[Mark, ...]:
         self.arrived_s = []
@@ -120,11 +134,13 @@ class Tenant:
         }
 
     def hold(self, check: bool) -> dict[str, Any]:
-        """Hold the weights as a pass does: when first and last layer were there; all right?"""
+        """Hold the weights as a pass does: the moments of the last cycle, and whether it is right."""
         with self.residency.hold(threading.Event(), lambda: None) as arrivals:
             for mark in arrivals:
                 mark.wait()
             return {
+                "unmapped_s": self.region.unmapped_s,
+                "mapped_s": self.region.mapped_s,
                 "first_s": self.region.arrived_s[0],
                 "last_s": self.region.arrived_s[len(self.region.ends) - 1],
                 "same": self.region.same_as_image() if check else True,

@@ -33,7 +33,11 @@ def test_every_figure_is_there_and_every_byte_accounted_for(
     assert row["same"] and row["long"]["same"]
     assert row["with_workspace"]["workspace_bytes"] == 8 << 20
     assert row["spaced"]["last_ms"]["n"] == row["back_to_back"]["last_ms"]["n"] == 3
-    assert 0 < row["spaced"]["first_ms"]["p50"] < row["spaced"]["last_ms"]["p50"]
+    mapped, first, last = (
+        row["spaced"][f"{what}_ms"]["p50"] for what in ("mapped", "first", "last")
+    )
+    assert 0 < mapped < first < last
+    assert 0 < row["unmapped_ms"]["p50"] < row["park_ms"]["p50"]
     assert row["long"]["cycles"] == 20
     assert row["long"]["grown"] == {"used_bytes": 0, "landlord_fds": 0, "tenant_fds": 0}
     assert lines[1].split()[:2] == ["model", "GB"] and lines[2].split()[0] == "tiny"
