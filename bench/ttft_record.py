@@ -199,9 +199,9 @@ def label(row: Mapping[str, Any]) -> str:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The figures for people: milliseconds but where a head says seconds."""
+    """The figures for people: milliseconds but where a head says seconds; `added` is `ADDED`'s."""
     head = ["mode", "tokens", "lists", "keep", "kept", "density", "TTFT s", "min", "max", "n"]
-    lines = [[*head, "x llama.cpp", *STAGES]]
+    lines = [[*head, "x llama.cpp", "added", *STAGES]]
     for row in summary["rows"]:
         ttft = row["ttft_s"]
         ratio = row["times_faster"]
@@ -216,6 +216,7 @@ def table(summary: dict[str, Any]) -> str:
                 *(f"{ttft[name]:.3f}" for name in ("median", "min", "max")),
                 str(ttft["n"]),
                 f"{ratio:.1f}" if ratio else "-",
+                f"{row['added_s'] * 1e3:.0f}",
                 *(f"{row['stages_s'][stage] * 1e3:.0f}" for stage in STAGES),
             ]
         )
