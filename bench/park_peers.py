@@ -134,7 +134,7 @@ class Tenant:
         }
 
     def hold(self, check: bool) -> dict[str, Any]:
-        """Hold the weights as a pass does: the moments of the last cycle, and whether it is right."""
+        """Hold the weights as a pass does: moments of the last cycle, and whether all is right."""
         with self.residency.hold(threading.Event(), lambda: None) as arrivals:
             for mark in arrivals:
                 mark.wait()
