@@ -160,13 +160,13 @@ class Landlord:
         if step == "mismatch":
             raise _mismatch(region, expect_generation)
         region.kept_down = False
+        if step != "done" and region.lease is None:
+            raise PreconditionFailed(
+                f"no drafter is attached to {name}: it comes back with the next that connects",
+                reason="NO_TENANT",
+            )
         region.busy = region.lease is not None  # policy `always`: until the next IDLE
         if step == "move":
-            if region.lease is None:
-                raise PreconditionFailed(
-                    f"no drafter is attached to {name}: it comes back with the next that connects",
-                    reason="NO_TENANT",
-                )
             await asyncio.shield(self._keeper.ensure_unpark(region))
         async with aclosing(region.watch()) as infos:
             async for info in infos:

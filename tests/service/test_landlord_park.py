@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.ipc.messages import Copied, Parked, Quiesce, Refused, Region, Unmapped, Want
+from kernels.ipc.messages import Copied, Idle, Parked, Quiesce, Refused, Region, Unmapped, Want
 from skim.errors import Aborted, Busy, NotFound, PreconditionFailed, Unavailable
 from tests.fixtures.tenant import TENSORS, TIMEOUT_S, UNIT, hello, house
 
@@ -148,6 +148,33 @@ async def test_an_unpark_without_a_tenant_says_that_nobody_could_copy(tmp_path: 
         with pytest.raises(PreconditionFailed) as refused:
             await unparked(home.landlord)
         assert refused.value.reason == "NO_TENANT"
+
+
+async def test_a_half_copied_region_without_a_tenant_cannot_be_unparked(tmp_path: Path) -> None:
+    async with house(tmp_path) as home:
+        tenant, _ = await parked(home)
+        tenant.send(Want())
+        await tenant.expect(Region)
+        tenant.kill()
+        await gone(home)
+        with pytest.raises(PreconditionFailed) as refused:
+            await unparked(home.landlord)
+        assert refused.value.reason == "NO_TENANT"
+
+
+async def test_policy_always_keeps_what_a_person_brought_back_until_it_is_idle(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path, policy="always") as home:
+        tenant = await home.filled()
+        await tenant.vacate()
+        await home.until("PARKED")
+        unparking = asyncio.create_task(unparked(home.landlord))
+        await tenant.come_back()
+        assert (await unparking)[-1].state == "RESIDENT"
+        tenant.send(Idle())
+        await tenant.vacate()
+        assert (await home.until("PARKED")).generation == 4
 
 
 async def gone(home) -> None:
