@@ -163,8 +163,10 @@ class Bench:
             "SKIM_GATEWAY_SCORE_TIMEOUT_S": str(SCORE_TIMEOUT_S),
             **self.options.settings,
         }
-        with Stack(models, environment, park_policy=policy) as stack:
-            facts = {**stack.facts(), "park_policy": policy, "log_dir": stack.log_dir}
+        services = Stack(models, environment, park_policy=policy)
+        self.record.add("starting", mode=mode, park_policy=policy, log_dir=services.log_dir)
+        with services as stack:
+            facts = stack.facts()
             self.record.add("stack", mode=mode, start_s=stack.start_s, **facts, gpu=gpu_facts())
             failed_rows = 0
             for row in self.rows(mode, facts["drafter_backend"]):

@@ -22,6 +22,7 @@ Event = dict[str, Any]
 # In the order in which a request passes through them. `upload` ends with the last part at the
 # gateway, `tokenise` is what the drafter (full: the target) had left to do then, `rest` is what no
 # stage explains: wire, gateway, plan, waiting for the target's tokens, the first token's way back.
+# What the target tokenises after the upload's end runs beside the drafter's stages.
 STAGES = (
     "upload",
     "tokenise",
@@ -36,6 +37,7 @@ STAGES = (
 )
 # What the client, the wire and the gateway add, tokenising included.
 ADDED = ("upload", "tokenise", "rest")
+STACK_EVENTS = ("models", "ballast", "starting", "stack", "region")
 ROW_KEY = ("mode", "path", "lists", "keep", "tokens")
 
 
@@ -111,7 +113,7 @@ def summarise(events: Sequence[Event]) -> Event:
         "break_even": _break_evens(rows, vanilla),
         "left_out": [e["what"] for e in events if e["kind"] == "left_out"],
         "failed": [e for e in events if e["kind"] == "failed"],
-        "stacks": [e for e in events if e["kind"] in ("stack", "models", "ballast", "region")],
+        "stacks": [e for e in events if e["kind"] in STACK_EVENTS],
     }
 
 
@@ -201,7 +203,7 @@ def label(row: Mapping[str, Any]) -> str:
 def table(summary: dict[str, Any]) -> str:
     """The figures for people: milliseconds but where a head says seconds; `added` is `ADDED`'s."""
     head = ["mode", "tokens", "lists", "keep", "kept", "density", "TTFT s", "min", "max", "n"]
-    lines = [[*head, "x llama.cpp", "added", *STAGES]]
+    lines = [[*head, "x llama.cpp", "added", *STAGES, "(target tokenises)"]]
     for row in summary["rows"]:
         ttft = row["ttft_s"]
         ratio = row["times_faster"]
@@ -218,6 +220,7 @@ def table(summary: dict[str, Any]) -> str:
                 f"{ratio:.1f}" if ratio else "-",
                 f"{row['added_s'] * 1e3:.0f}",
                 *(f"{row['stages_s'][stage] * 1e3:.0f}" for stage in STAGES),
+                f"{row['target_tokenise_s'] * 1e3:.0f}",
             ]
         )
     for row in summary["vanilla"]:
