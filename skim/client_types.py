@@ -93,7 +93,8 @@ class Progress:
     """How far a stage is.
 
     Attributes:
-        stage: `upload`, `queue`, `tokenise`, `score` or `prefill`.
+        stage: `upload`, `queue`, `tokenise`, `memory` (the drafter waits for a GPU's), `score` or
+            `prefill`.
         done: bytes (upload), layers (score), tokens (tokenise, prefill) or requests ahead (queue).
         total: the same unit; 0: not known yet.
     """

@@ -22,6 +22,7 @@ from kernels.ipc.messages import (
     Ready,
     Refused,
     Region,
+    State,
     Tensor,
     Unmapped,
     Want,
@@ -98,6 +99,33 @@ def test_request_that_waited_for_the_dead_landlord_is_served_by_the_next(
     peer = landlord.accept()
     landlord.fill(peer, peer.hear(Hello))
     assert scored.result(WAIT_S).scores.size == 5
+
+
+def test_landlord_that_answers_but_has_no_room_yet_is_waited_for(
+    landlord: ScriptedLandlord, tenant: Tenant, resident: Registered
+) -> None:
+    """However long it takes: patience is for landlords that do not answer."""
+    landlord.die()
+    scored = tenant.score(resident.backend, REQUEST)
+    landlord.rise()
+    peer = landlord.accept()
+    for _ in range(6):  # three times the tenant's patience
+        peer.hear(Hello)
+        peer.say(Refused("NO_ROOM", "a full context is in use", 0.1))
+    landlord.fill(peer, peer.hear(Hello))
+    assert scored.result(WAIT_S).scores.size == 5
+
+
+def test_nobody_decodes_once_the_landlord_is_gone(
+    landlord: ScriptedLandlord, tenant: Tenant, resident: Registered
+) -> None:
+    resident.peer.say(State(True))
+    landlord.park(resident.peer, resident.known)  # what was said before was heard
+    assert tenant.plane.lease.decoding
+    landlord.die()
+    landlord.rise()
+    landlord.accept().hear(Hello)
+    assert not tenant.plane.lease.decoding
 
 
 @pytest.mark.parametrize("after", ["hello", "fill", "filled"])
