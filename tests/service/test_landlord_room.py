@@ -121,6 +121,18 @@ async def test_beside_a_context_the_workspace_must_fit_too(tmp_path: Path) -> No
             assert (await tenant.expect(Refused)).reason == "NO_ROOM"
 
 
+async def test_another_drafter_s_region_is_no_part_of_the_promise(tmp_path: Path) -> None:
+    async with house(tmp_path, units=16) as home:
+        await home.filled(hello("other"))
+        tenant = await home.filled()
+        parking = asyncio.create_task(home.landlord.park(NAME))
+        await tenant.vacate()
+        await parking
+        async with home.landlord.room(9 * UNIT):  # 16 less the other's 4: 3 are left
+            tenant.send(Want())
+            assert (await tenant.expect(Refused)).reason == "NO_ROOM"
+
+
 async def test_a_taken_promise_is_not_counted_twice(tmp_path: Path) -> None:
     async with house(tmp_path, units=16) as home:
         tenant = await home.filled()

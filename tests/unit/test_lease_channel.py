@@ -162,6 +162,28 @@ def test_another_number_of_descriptors_is_refused_and_they_are_closed(
     end.close()
 
 
+@pytest.mark.parametrize("at_once", [2, 0], ids=["three", "two too late"])
+def test_descriptors_beyond_the_frame_s_or_behind_its_begin_are_refused_and_closed(
+    at_once: int,
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    end = Channel(ours)
+    read_end, write_end = os.pipe()
+    data = frame(Fill(1))
+    if at_once:
+        socket.send_fds(theirs, [data], [write_end] * 3)  # the kernel drops what has no place
+    else:
+        theirs.sendall(data[:6])
+        socket.send_fds(theirs, [data[6:]], [write_end] * 2)
+    os.close(write_end)
+    with pytest.raises(ProtocolError, match="descriptors"):
+        end.receive(1.0)
+    assert os.read(read_end, 1) == b""
+    os.close(read_end)
+    theirs.close()
+    end.close()
+
+
 def test_the_end_of_the_peer_is_told_after_what_it_said(pair: tuple[Channel, Channel]) -> None:
     pair[0].send(Refused("BAD_MESSAGE", "no", None))
     pair[0].close()
