@@ -48,8 +48,8 @@ class DrafterSettings(ServiceSettings):
     # Unix socket of the landlord that gives the weights GPU memory (a target's memory_socket).
     # Unset: they are this process's own.
     memory_socket: Path | None = None
-    # While the target decodes on the same GPU, a pass works at least so long, then pauses so long,
-    # in milliseconds: without pauses decode steps take 3.65 times as long. Pause 0: none.
+    # While the target decodes on the same GPU, a pass does at least so much work, then pauses so
+    # long, in milliseconds: without pauses decode steps take 3.65 times as long. Pause 0: none.
     pace_work_ms: float = Field(default=14.0, ge=0.0, le=1_000.0)
     pace_pause_ms: float = Field(default=15.0, ge=0.0, le=1_000.0)
 

@@ -32,9 +32,16 @@ class Gpu:
         self.paused.append(seconds)
         self.now_s += seconds
 
-    def pacer(self, work_s: float = WORK_S, pause_s: float = PAUSE_S) -> Pacer:
+    def pacer(
+        self, work_s: float = WORK_S, pause_s: float = PAUSE_S, *, share: float = 1.0
+    ) -> Pacer:
         made = Pacer(
-            work_s, pause_s, lambda: self.decoding, clock=lambda: self.now_s, pause=self.pause
+            work_s,
+            pause_s,
+            lambda: self.decoding,
+            share=share,
+            clock=lambda: self.now_s,
+            pause=self.pause,
         )
         made.begin()
         return made
@@ -64,6 +71,14 @@ def test_no_pause_before_enough_work_is_done(gpu: Gpu) -> None:
 
 def test_work_longer_than_its_share_is_followed_by_one_pause(gpu: Gpu) -> None:
     gpu.work(gpu.pacer(), 5 * WORK_S)
+    assert gpu.paused == [PAUSE_S]
+
+
+def test_slices_of_others_are_not_work(gpu: Gpu) -> None:
+    pacer = gpu.pacer(share=0.5)
+    gpu.work(pacer, WORK_S)
+    assert gpu.paused == []
+    gpu.work(pacer, WORK_S)
     assert gpu.paused == [PAUSE_S]
 
 
