@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.peer import Peer
+from tests.ipc.forked import ForkedPeer
 
 WAIT_S = 30.0
 NAME = "drafter"
@@ -33,7 +34,7 @@ class Household:
     def new_landlord(self, total_mib: int = TOTAL_MIB) -> Peer:
         """Start a landlord; the one before, if any, is dead."""
         module = "tests.fixtures.landlord_process"
-        peer = Peer(module, str(self.socket), str(total_mib), self._transport)
+        peer = ForkedPeer(module, str(self.socket), str(total_mib), self._transport)
         self._peers.append(peer)
         peer.event("ready", WAIT_S)
         self.landlord = peer
@@ -42,7 +43,7 @@ class Household:
     def new_tenant(self) -> Peer:
         """Start a tenant; it has not registered."""
         module = "tests.fixtures.tenant_process"
-        peer = Peer(module, str(self.socket), str(self.model), NAME)
+        peer = ForkedPeer(module, str(self.socket), str(self.model), NAME)
         self._peers.append(peer)
         return peer
 
@@ -80,7 +81,9 @@ class Household:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for peer in reversed(self._peers):  # tenants before their landlord
+        for peer in self._peers:
+            peer.end()
+        for peer in self._peers:
             peer.close()
 
 

@@ -14,6 +14,7 @@ from kernels.ipc.fake_physical import FakePhysical
 from target_svc.memory.landlord import Landlord
 from tests.fixtures.cuda_backend import model
 from tests.fixtures.target import ask, running_target
+from tests.ipc.forked import ForkedPeer
 from tests.tools import require_tool
 
 WAIT_S = 30.0
@@ -37,13 +38,18 @@ async def test_killed_engine_loses_no_region(folder: Path) -> None:
     async with running_target(physical=physical, memory_socket=folder / "s") as running:
         landlord = running.target.landlord
         assert landlord is not None and running.target.engine.pid is not None
-        with Peer("tests.fixtures.tenant_process", str(folder / "s"), str(path), NAME) as tenant:
+        with ForkedPeer(
+            "tests.fixtures.tenant_process", str(folder / "s"), str(path), NAME
+        ) as tenant:
             await call(tenant, "take")
             content, before = await call(tenant, "content"), region(landlord)
             engine = running.target.engine.pid
             os.kill(engine, signal.SIGKILL)
-            assert (await ask(running, "the quick brown fox")).finish is not None  # by the next one
-            assert running.target.engine.pid != engine
+            async with asyncio.timeout(WAIT_S):
+                while running.target.engine.pid in (engine, None):
+                    await asyncio.sleep(0.01)
+                await running.target.engine.ready()
+            assert (await ask(running, "the quick brown fox")).finish is not None
             assert region(landlord) == before
             assert physical.used_bytes() == before["size_bytes"]
             assert await call(tenant, "content") == content

@@ -24,6 +24,7 @@ from skim.client import AsyncClient
 from target_svc.memory.landlord import Landlord
 from tests.fixtures.cuda_backend import model
 from tests.fixtures.target import RunningTarget, running_target
+from tests.ipc.forked import ForkedPeer
 from tests.tools import require_tool
 
 WAIT_S = 60.0
@@ -70,7 +71,7 @@ class System:
     async def new_drafter(self) -> Peer:
         """Start a drafter; ready when the gateway has seen that it serves."""
         given = (str(self.socket), str(self.path), NAME, str(self.port))
-        drafter = Peer("tests.fixtures.drafter_process", *given)
+        drafter = ForkedPeer("tests.fixtures.drafter_process", *given)
         async with asyncio.timeout(WAIT_S):
             await self.gateway.peers.drafters[NAME].until(True)
         return drafter
