@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -38,6 +39,18 @@ def require_package(module: str, distribution: str) -> None:
     if os.environ.get("SKIM_REQUIRE_TOOLS") == "1":
         pytest.fail(sentence)
     pytest.skip(sentence)
+
+
+def open_descriptors() -> set[tuple[str, str]]:
+    """This process's file descriptors and what they are of.
+
+    Compare as sets: what earlier tests left to background threads may close at any time.
+    """
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own, closed by now
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+    return found
 
 
 def has_ended(process: psutil.Process) -> bool:

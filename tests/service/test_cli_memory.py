@@ -66,7 +66,7 @@ async def test_a_watch_ends_with_its_region(
     async with shared_gpu(tmp_path, units=256) as running, attached(running) as tenant:
         watching = asyncio.create_task(run(run_watch, address(running), NAME))
         assert running.target.landlord is not None
-        while not capsys.readouterr().out:
+        while not printed(capsys):  # then it watches
             await asyncio.sleep(0.005)
         parking = asyncio.create_task(running.target.landlord.park(NAME))
         await tenant.vacate()
