@@ -13,9 +13,7 @@ from kernels.errors import HandleError
 from kernels.ipc.fake_physical import FakePhysical, FakeRegion
 from kernels.ipc.messages import Fill, Parked, Refused, Region, Want
 from skim.errors import Aborted, EngineFault
-from tests.fixtures.tenant import TIMEOUT_S, UNIT, House, Tenant, hello, house
-
-NAME = "skim-drafter"
+from tests.fixtures.tenant import NAME, TIMEOUT_S, UNIT, hello, house
 
 
 class Driver(FakePhysical):
@@ -53,18 +51,10 @@ class _Region:
             raise HandleError("release", "the driver is unwell")
 
 
-async def parked(home: House) -> Tenant:
-    tenant = await home.filled()
-    parking = asyncio.create_task(home.landlord.park(NAME))
-    await tenant.vacate()
-    await parking
-    return tenant
-
-
 async def test_a_tenant_that_dies_while_its_memory_is_made_leaves_no_byte(tmp_path: Path) -> None:
     driver = Driver(16)
     async with house(tmp_path, physical=driver) as home:
-        tenant = await parked(home)
+        tenant = await home.parked()
         driver.called.clear()
         driver.go_on.clear()
         tenant.send(Want())
@@ -99,7 +89,7 @@ async def test_a_driver_that_fails_is_told_as_no_room_and_tried_again(
 ) -> None:
     driver = Driver(16)
     async with house(tmp_path, physical=driver) as home:
-        tenant = await parked(home)
+        tenant = await home.parked()
         driver.fails_in = call
         with pytest.raises(EngineFault, match="unwell"):
             async for _ in home.landlord.unpark(NAME):

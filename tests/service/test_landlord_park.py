@@ -10,10 +10,8 @@ import pytest
 
 from kernels.ipc.messages import Copied, Idle, Parked, Quiesce, Refused, Region, Unmapped, Want
 from skim.errors import Aborted, Busy, NotFound, PreconditionFailed, Unavailable
-from tests.fixtures.tenant import TENSORS, TIMEOUT_S, UNIT, hello, house
+from tests.fixtures.tenant import NAME, TENSORS, TIMEOUT_S, UNIT, hello, house
 from tests.tools import open_descriptors
-
-NAME = "skim-drafter"
 
 
 async def unparked(landlord, **expect) -> list:
@@ -52,17 +50,9 @@ async def test_an_unpark_gives_new_memory_and_reports_the_copy(tmp_path: Path) -
         assert home.physical.used_bytes() == 4 * UNIT
 
 
-async def parked(home) -> tuple:
-    """A tenant whose region is parked (generation 2), and the report."""
-    tenant = await home.filled()
-    parking = asyncio.create_task(home.landlord.park(NAME))
-    await tenant.vacate()
-    return tenant, await parking
-
-
 async def test_a_second_park_finds_it_parked(tmp_path: Path) -> None:
     async with house(tmp_path) as home:
-        await parked(home)
+        await home.parked()
         for seen in (0, 1, 2):  # any, the one it had when resident, the one it has now
             report = await home.landlord.park(NAME, expect_generation=seen)
             assert report.already_parked and report.freed_bytes == 0
@@ -85,7 +75,7 @@ async def test_two_parks_at_once_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seen", [3, 5])
 async def test_a_generation_that_was_never_seen_is_refused(tmp_path: Path, seen: int) -> None:
     async with house(tmp_path) as home:
-        await parked(home)
+        await home.parked()
         with pytest.raises(PreconditionFailed) as refused:
             await home.landlord.park(NAME, expect_generation=seen)
         assert refused.value.reason == "GENERATION_MISMATCH"
@@ -96,7 +86,7 @@ async def test_a_generation_that_was_never_seen_is_refused(tmp_path: Path, seen:
 
 async def test_a_stale_unpark_of_a_parked_region_is_refused(tmp_path: Path) -> None:
     async with house(tmp_path) as home:
-        await parked(home)
+        await home.parked()
         with pytest.raises(PreconditionFailed):
             await unparked(home.landlord, expect_generation=1)
 
@@ -122,7 +112,7 @@ async def test_an_unpark_while_parking_comes_after_it(tmp_path: Path) -> None:
 
 async def test_a_park_while_unparking_interrupts_the_copy(tmp_path: Path) -> None:
     async with house(tmp_path) as home:
-        tenant, _ = await parked(home)
+        tenant = await home.parked()
         unparking = asyncio.create_task(unparked(home.landlord))
         await tenant.expect(Region)
         parking = asyncio.create_task(home.landlord.park(NAME, expect_generation=3))
@@ -135,7 +125,7 @@ async def test_a_park_while_unparking_interrupts_the_copy(tmp_path: Path) -> Non
 
 async def test_a_region_that_a_person_parked_comes_back_for_a_score(tmp_path: Path) -> None:
     async with house(tmp_path) as home:
-        tenant, _ = await parked(home)
+        tenant = await home.parked()
         tenant.send(Want())
         assert await tenant.come_back() == 3
         assert (await home.until("RESIDENT")).generation == 3
@@ -143,9 +133,9 @@ async def test_a_region_that_a_person_parked_comes_back_for_a_score(tmp_path: Pa
 
 async def test_an_unpark_without_a_tenant_says_that_nobody_could_copy(tmp_path: Path) -> None:
     async with house(tmp_path) as home:
-        tenant, _ = await parked(home)
+        tenant = await home.parked()
         tenant.kill()
-        await gone(home)
+        await home.no_lease()
         with pytest.raises(PreconditionFailed) as refused:
             await unparked(home.landlord)
         assert refused.value.reason == "NO_TENANT"
@@ -153,11 +143,11 @@ async def test_an_unpark_without_a_tenant_says_that_nobody_could_copy(tmp_path: 
 
 async def test_a_half_copied_region_without_a_tenant_cannot_be_unparked(tmp_path: Path) -> None:
     async with house(tmp_path) as home:
-        tenant, _ = await parked(home)
+        tenant = await home.parked()
         tenant.send(Want())
         await tenant.expect(Region)
         tenant.kill()
-        await gone(home)
+        await home.no_lease()
         with pytest.raises(PreconditionFailed) as refused:
             await unparked(home.landlord)
         assert refused.value.reason == "NO_TENANT"
@@ -178,19 +168,11 @@ async def test_policy_always_keeps_what_a_person_brought_back_until_it_is_idle(
         assert (await home.until("PARKED")).generation == 4
 
 
-async def gone(home) -> None:
-    """Wait until the landlord has seen that nobody is attached."""
-    async with asyncio.timeout(TIMEOUT_S):
-        async for info in home.landlord.watch(NAME):
-            if not info.lease_pid:
-                return
-
-
 async def test_an_unpark_out_of_memory_leaves_the_region_parked_and_works_later(
     tmp_path: Path,
 ) -> None:
     async with house(tmp_path, units=8) as home:
-        tenant, _ = await parked(home)
+        tenant = await home.parked()
         ballast = home.physical.create(6 * UNIT)
         with pytest.raises(Busy) as refused:
             await unparked(home.landlord)
@@ -208,7 +190,7 @@ async def test_an_unpark_out_of_memory_leaves_the_region_parked_and_works_later(
 
 async def test_a_driver_that_refuses_the_memory_is_no_room(tmp_path: Path) -> None:
     async with house(tmp_path, budget_bytes=1 << 40) as home:
-        tenant, _ = await parked(home)
+        tenant = await home.parked()
         ballast = home.physical.create(14 * UNIT)
         with pytest.raises(Busy, match="NO_ROOM|free|needed"):
             await unparked(home.landlord)

@@ -12,9 +12,7 @@ import pytest
 from kernels.ipc.messages import Copied, Idle, Quiesce, Refused, Region, Unmapped, Want
 from skim.errors import Busy, DeadlineExceeded
 from target_svc.memory.landlord import Landlord, Room
-from tests.fixtures.tenant import TIMEOUT_S, UNIT, hello, house
-
-NAME = "skim-drafter"
+from tests.fixtures.tenant import NAME, TIMEOUT_S, UNIT, hello, house
 
 
 class Context:
@@ -44,16 +42,12 @@ class Context:
         await self.task
 
 
-def states(home) -> dict[str, str]:
-    return {info.name: info.state for info in home.landlord.regions()}
-
-
 async def test_where_enough_is_free_nobody_is_parked(tmp_path: Path) -> None:
     async with house(tmp_path, units=16) as home:
         await home.filled()
         async with home.landlord.room(12 * UNIT) as room:
             assert room.parked == () and room.park_s == 0.0
-        assert states(home) == {NAME: "RESIDENT"}
+        assert home.states == {NAME: "RESIDENT"}
 
 
 async def test_a_drafter_gives_way_to_a_full_context_and_comes_back_after_it(
@@ -157,7 +151,7 @@ async def test_more_than_there_is_is_refused_without_parking_anybody(tmp_path: P
             "limit_bytes": str(8 * UNIT),
             "got_bytes": str(13 * UNIT),
         }
-        assert states(home) == {NAME: "RESIDENT"}
+        assert home.states == {NAME: "RESIDENT"}
 
 
 async def test_where_parking_does_not_help_the_room_is_refused_and_all_come_back(
@@ -185,7 +179,7 @@ async def test_policy_never_parks_nobody_for_a_context(tmp_path: Path) -> None:
         async with home.landlord.room(12 * UNIT):
             pass
         assert await home.landlord.largest_room() == 12 * UNIT
-        assert states(home) == {NAME: "RESIDENT"}
+        assert home.states == {NAME: "RESIDENT"}
 
 
 async def test_a_tenant_that_hangs_is_cut_off_for_the_context(tmp_path: Path) -> None:
@@ -204,7 +198,7 @@ async def test_a_short_park_leads_to_a_refusal_with_what_can_be_had(tmp_path: Pa
             async with home.landlord.room(13 * UNIT):
                 pass
         assert refused.value.metadata["limit_bytes"] == str(12 * UNIT)
-        assert states(home) == {NAME: "FAILED"}
+        assert home.states == {NAME: "FAILED"}
 
 
 async def test_a_region_nobody_holds_goes_first(tmp_path: Path) -> None:
@@ -218,7 +212,7 @@ async def test_a_region_nobody_holds_goes_first(tmp_path: Path) -> None:
                     break
         async with home.landlord.room(12 * UNIT) as room:
             assert room.parked == ("orphan",)
-        assert states(home) == {"leased": "RESIDENT", "orphan": "PARKED"}
+        assert home.states == {"leased": "RESIDENT", "orphan": "PARKED"}
 
 
 async def test_one_context_at_a_time(tmp_path: Path) -> None:
@@ -351,7 +345,7 @@ async def test_policy_always_parks_when_idle_and_returns_only_when_wanted(tmp_pa
         assert (await home.until("PARKED")).generation == 4
         async with home.landlord.room(UNIT):
             pass
-        assert states(home) == {NAME: "PARKED"}
+        assert home.states == {NAME: "PARKED"}
 
 
 async def test_policy_always_parks_at_once_where_idle_came_before_the_last_layer(
