@@ -40,6 +40,7 @@ from target_svc.memory.settings import MemorySettings
 
 PEERS = "bench.park_peers"
 CEILING_COPIES = 10
+OBSERVED_PARKS = 5
 DRIFT_CYCLES = 50  # the first and the last of a long run are compared
 PARK_TIMEOUT_S = 5.0
 
@@ -134,14 +135,16 @@ class Bench:
         return [await self._cycle(name, tenant, pause_s) for _ in range(count)]
 
     async def _observe(self, name: str, tenant: Peer) -> int:
-        """Bytes that the observer sees come free at a park."""
-        before = await _ask(self.observer, "used_bytes")
-        await self.landlord.park(name)
-        after = await _ask(self.observer, "used_bytes")
-        async for _ in self.landlord.unpark(name):
-            pass
-        await _ask(tenant, "hold", check=True)
-        return int(before - after)
+        """Fewest bytes that the observer sees come free at one of a few parks."""
+        seen = []
+        for _ in range(OBSERVED_PARKS):
+            before = await _ask(self.observer, "used_bytes")
+            await self.landlord.park(name)
+            seen.append(before - await _ask(self.observer, "used_bytes"))
+            async for _ in self.landlord.unpark(name):
+                pass
+            await _ask(tenant, "hold", check=True)
+        return int(min(seen))
 
     async def _with_workspace(self, name: str, tenant: Peer) -> dict[str, Any]:
         park_ms, given_back = [], 0
