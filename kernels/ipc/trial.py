@@ -29,6 +29,7 @@ from kernels.ipc.legacy import SharedWindow, pid_namespace
 from kernels.ipc.physical import Physical, Transport, open_physical
 
 SIZE_BYTES = 64 << 20  # large enough to stand out among what other processes take and give back
+ATTEMPTS = 3  # other processes may take memory at the very moment of the count
 PEER_TIMEOUT_S = 40.0  # a peer's start included: imports and a context take about 2 s
 _MESSAGE_BYTES = 4_096
 _RETRY_S = 0.05
@@ -109,10 +110,22 @@ def _share(physical: Physical, peer: _Peer, report: dict[str, Any]) -> None:
             f"the landlord's GPU is {physical.uuid}, the tenant's {hello['gpu_uuid']}: "
             "give both processes the same GPU"
         )
+    report["size_bytes"], report["freed_bytes"] = SIZE_BYTES, 0
+    for _ in range(ATTEMPTS):
+        if report["freed_bytes"] < SIZE_BYTES:
+            _pass_once(physical, peer, report)
+    peer.send({"do": "end"})
+    if report["freed_bytes"] < SIZE_BYTES:
+        raise _Failed(
+            f"{report['freed_bytes']:,} of {SIZE_BYTES:,} bytes came free when both let go, "
+            f"{ATTEMPTS} times"
+        )
+
+
+def _pass_once(physical: Physical, peer: _Peer, report: dict[str, Any]) -> None:
     begin_s = time.perf_counter()
     region = physical.create(SIZE_BYTES)
     try:
-        report["size_bytes"] = SIZE_BYTES
         report["create_ms"] = _ms_since(begin_s)
         peer.send({"do": "write"}, region.export())
         report["map_ms"] = peer.receive()[0]["map_ms"]
@@ -124,12 +137,6 @@ def _share(physical: Physical, peer: _Peer, report: dict[str, Any]) -> None:
         report["freed_bytes"] = before - physical.used_bytes()
     finally:
         region.close()
-    peer.send({"do": "end"})
-    if report["freed_bytes"] < SIZE_BYTES:
-        raise _Failed(
-            f"{report['freed_bytes']:,} of {SIZE_BYTES:,} bytes came free when both let go, "
-            "or another process took memory at that moment"
-        )
 
 
 def tenant(device: Device, path: Path) -> dict[str, Any]:
