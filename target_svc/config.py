@@ -56,7 +56,7 @@ class TargetSettings(ServiceSettings):
     threads: int = Field(default=0, ge=0, le=512)
     # Longest stretch of a prefill that does not see a cancellation: deep in a prompt, chunks shrink
     # to keep it. 0: chunks never shrink, for benchmarks of the fastest prefill.
-    deaf_max_s: float = Field(default=0.8, ge=0.0, le=60.0)
+    deaf_max_s: float = Field(default=0.9, ge=0.0, le=60.0)
     # Layers on the GPU; -1: all, where the build has a GPU backend.
     gpu_layers: int = Field(default=-1, ge=-1, le=1_024)
 

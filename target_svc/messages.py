@@ -46,7 +46,7 @@ class EngineConfig:
     draft_tokens_max: int = 7  # so that a verify batch has at most 8 rows; 0: no speculation
     # Longest stretch of a prefill that does not see a cancellation: a second, less the way there.
     # Chunks are halved to keep it (on a CPU at 15,000 tokens of depth that costs 6 %); 0: never.
-    deaf_max_s: float = 0.8
+    deaf_max_s: float = 0.9
     max_waiting: int = 64  # requests waiting for cells; the service admits long before this
 
 
