@@ -1,6 +1,7 @@
 """Which memory transports work on this machine: a trial of each between two real processes.
 
-`python -m kernels.ipc.transports` prints a JSON line for each; `kernels.doctor` asks the same where
+`python -m kernels.ipc.transports` prints a JSON line for each, or for those that it names, and with
+`--first` ends at the first that works; `kernels.doctor` and the local stack ask the same where
 there is a GPU. The peers (`kernels.ipc.trial`) are started as siblings in sessions of their own,
 since a child of the landlord may open what no other process can; between two containers, run the
 peers by hand. Refuses nothing: what fails is a sentence.
@@ -8,6 +9,7 @@ peers by hand. Refuses nothing: what fails is a sentence.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from typing import Any, get_args
 
 from kernels.ipc.physical import Transport
 
+ALL: tuple[Transport, ...] = get_args(Transport)  # the default one first
 PEER = "kernels.ipc.trial"
 TRIAL_TIMEOUT_S = 50.0  # two in a row fit what a doctor may take
 GRACE_S = 2.0  # for the second peer, once the first has ended
@@ -26,7 +29,7 @@ GRACE_S = 2.0  # for the second peer, once the first has ended
 
 def try_transports() -> list[dict[str, Any]]:
     """A report of `try_transport` for each transport, the default one first."""
-    return [try_transport(transport) for transport in get_args(Transport)]
+    return [try_transport(transport) for transport in ALL]
 
 
 def try_transport(
@@ -107,6 +110,22 @@ def sentence(report: dict[str, Any]) -> str:
     )
 
 
-if __name__ == "__main__":
-    for found in try_transports():
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the reports; 1 when the last one is that of a transport that does not work."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.ipc.transports", description=__doc__)
+    parser.add_argument("transports", nargs="*", metavar="TRANSPORT", help=", ".join(ALL))
+    parser.add_argument("--first", action="store_true", help="end at the first that works")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.transports if name not in ALL]:
+        parser.error(f"no transport is named {unknown[0]!r}; there are: {', '.join(ALL)}")
+    found: dict[str, Any] = {}
+    for transport in options.transports or ALL:
+        found = try_transport(transport)
         print(json.dumps(found), flush=True)
+        if found["ok"] and options.first:
+            break
+    return 0 if found["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

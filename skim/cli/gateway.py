@@ -81,6 +81,8 @@ def local_gateway(output: Output, options: StackOptions) -> Iterator[tuple[str, 
                 output.console.print(line, style="yellow", markup=False)
 
         stack = LocalStack(options, on_change=on_change)
+        if stack.sharing.line:
+            output.console.print(stack.sharing.line, style="dim", soft_wrap=True, markup=False)
         try:
             stack.start()
             _await_drafters(stack.gateway_address)

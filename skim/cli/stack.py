@@ -22,6 +22,7 @@ from typing import Self
 
 from skim.cli.ports import require_free
 from skim.cli.service_process import ServiceProcess, ServiceState, Status
+from skim.cli.shared_gpu import Sharing, plan_sharing
 from skim.cli.stack_plan import ServicePlan, StackOptions, plan_stack
 from skim.errors import Cancelled, DeadlineExceeded, NotFound
 
@@ -39,8 +40,11 @@ class LocalStack:
     Args:
         options: models, ports, logs.
         on_change: called from the supervising thread whenever a service's state changes.
-        plans: what to run instead of what `plan_stack` makes of the options; benchmarks put
-            their own entry points in.
+        plans: what to run instead of what `plan_stack` and `plan_sharing` make of the options;
+            benchmarks put their own entry points in.
+
+    Attributes:
+        sharing: whether target and drafters share a GPU's memory; for people, its `line`.
     """
 
     def __init__(
@@ -51,7 +55,11 @@ class LocalStack:
         plans: Sequence[ServicePlan] | None = None,
     ) -> None:
         self.options = options or StackOptions()
-        self.plans = tuple(plans or plan_stack(self.options))
+        self.sharing = Sharing()
+        if plans is None:
+            plans = plan_stack(self.options)
+            self.sharing = plan_sharing(self.options)
+        self.plans = self.sharing.apply(plans)
         self._services = {plan.name: ServiceProcess(plan) for plan in self.plans}
         self._on_change = on_change or (lambda state: None)
         self._restart_at_s: dict[str, float] = {}
@@ -136,6 +144,7 @@ class LocalStack:
         self.request_stop()
         if self._thread.is_alive():
             self._thread.join()
+        self.sharing.cleanup()
 
     def request_stop(self, *, hurry: bool = False) -> None:
         """Begin to stop and return at once; with `hurry`, kill what is still there."""

@@ -45,6 +45,8 @@ class StackOptions:
     start_timeout_s: float = 600.0
     # More environment variables for every service.
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Whether target and drafters share a GPU's memory where that works (`shared_gpu`).
+    share_gpu: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def plan_stack(options: StackOptions) -> tuple[ServicePlan, ...]:
         ModelFileError: a model path is no GGUF.
         PreconditionFailed: a bundled model is needed and missing.
     """
-    lookup = _Lookup(options)
+    lookup = Lookup(options)
     ports = plan_ports(DEFAULT_BASE_PORT if options.base_port is None else options.base_port)
     log_dir = options.log_dir or new_log_dir()
     try:
@@ -119,7 +121,7 @@ def new_log_dir() -> Path:
     return runs / name
 
 
-class _Lookup:
+class Lookup:
     """Settings that the environment or the file give, unless the options rule them out."""
 
     def __init__(self, options: StackOptions) -> None:
@@ -158,7 +160,7 @@ def _read_tables(file: Path | None) -> dict[str, Any]:
     return {name: table for name, table in tables.items() if isinstance(table, dict)}
 
 
-def _target_model(options: StackOptions, lookup: _Lookup) -> Path:
+def _target_model(options: StackOptions, lookup: Lookup) -> Path:
     path = options.target or lookup.get("target", "model") or bundled_model(TARGET)
     return check_model_path(Path(path), "target")
 
@@ -168,7 +170,7 @@ def _anywhere() -> dict[str, str]:
     return {"listen": f"127.0.0.1:{data}", "admin_listen": f"127.0.0.1:{admin}"}
 
 
-def _drafter_models(options: StackOptions, lookup: _Lookup) -> dict[str, Path]:
+def _drafter_models(options: StackOptions, lookup: Lookup) -> dict[str, Path]:
     """Drafter models by name, the default first: those given, or the one set, or the bundled."""
     found: dict[str, Path] = {}
     for given in options.drafters:

@@ -44,9 +44,12 @@ class _SignalCount:
 def run_up(output: Output, options: StackOptions) -> int:
     """Start, show and supervise the services; returns the exit code."""
     lines, code = _Lines(output), 0
-    stack = LocalStack(options, on_change=lines.on_change)
+    with output.console.status("Looking for a GPU …"):
+        stack = LocalStack(options, on_change=lines.on_change)
     signals = _SignalCount()
     output.console.print(f"Starting; logs in {stack.log_dir}", soft_wrap=True)
+    if stack.sharing.line:
+        output.console.print(stack.sharing.line, soft_wrap=True, markup=False)
     stack.launch()
     try:
         if output.lively:
@@ -87,7 +90,10 @@ def _announce(stack: LocalStack, output: Output) -> None:
     )
     output.console.print("Ctrl-C drains and stops; a second one kills.", style="dim")
     services = {state.name: asdict(state) for state in stack.states()}
-    output.json_line({"event": "ready", "log_dir": stack.log_dir, "services": services})
+    memory = stack.sharing.line
+    output.json_line(
+        {"event": "ready", "log_dir": stack.log_dir, "memory": memory, "services": services}
+    )
 
 
 def _table(states: list[ServiceState]) -> Table:
