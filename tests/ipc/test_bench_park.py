@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from bench.park import main
 from tests.fixtures.park_on_fake import open_fake
 from tests.tools import require_tool
 
 ON_FAKE = ["--peers", "tests.fixtures.park_on_fake", "--models", "tiny", "--long-model", "tiny"]
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A benchmark sets its process's logs up, on a stream that ends with the test."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+    structlog.contextvars.clear_contextvars()
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
