@@ -45,6 +45,7 @@ from target_svc.config import TargetSettings
 CALL_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 120.0
 BALLAST_TIMEOUT_S = 60.0
+RESTART_TIMEOUT_S = 30.0
 MEMORY_SOCKETS = ("SKIM_TARGET_MEMORY_SOCKET", "SKIM_DRAFTER_MEMORY_SOCKET")
 
 
@@ -123,6 +124,8 @@ class Stack:
         models: to serve.
         environment: settings of the services, beside those that the benchmark needs.
         park_policy: of the memory plane; None: no memory plane, the drafter holds its weights.
+        drafter_settings: numbers of the drafter's own table, which `restart_drafter` may replace;
+            None: there is no such table.
     Attributes:
         client: to the gateway.
         density: what the drafter's next pass attends to.
@@ -131,9 +134,19 @@ class Stack:
     """
 
     def __init__(
-        self, models: Models, environment: Mapping[str, str], *, park_policy: str | None
+        self,
+        models: Models,
+        environment: Mapping[str, str],
+        *,
+        park_policy: str | None,
+        drafter_settings: Mapping[str, float] | None = None,
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="skim-ttft-"))
+        self._table = self._folder / "drafter.toml"
+        arguments: tuple[str, ...] = ("--density-file", str(self._folder / "density"))
+        if drafter_settings is not None:
+            self._write_table(drafter_settings)
+            arguments += ("--config", str(self._table))
         self.density = DensityFile(self._folder / "density")
         given = dict(environment)
         if park_policy is not None:
@@ -154,7 +167,7 @@ class Stack:
             replace(
                 plan,
                 module="bench.planted_drafter",
-                arguments=(*plan.arguments, "--density-file", str(self._folder / "density")),
+                arguments=(*plan.arguments, *arguments),
             )
             if plan.name == "drafter"
             else plan
@@ -184,6 +197,29 @@ class Stack:
     def log_dir(self) -> str:
         """Folder of the services' logs; they stay."""
         return self._stack.log_dir
+
+    def address(self, service: str) -> str:
+        """`host:port` of a service's own door."""
+        return self._stack.address(service)
+
+    def restart_drafter(self, settings: Mapping[str, float]) -> float:
+        """Kill the drafter and wait for its successor with other settings; seconds it took.
+
+        Raises:
+            DeadlineExceeded: it does not serve again.
+        """
+        begin_s = time.monotonic()
+        self._write_table(settings)
+        (before,) = (state.restarts for state in self._stack.states() if state.name == "drafter")
+        self._stack.kill("drafter")
+        self._stack.wait_for(
+            "drafter", Status.READY, restarts=before + 1, timeout_s=RESTART_TIMEOUT_S
+        )
+        return time.monotonic() - begin_s
+
+    def _write_table(self, settings: Mapping[str, float]) -> None:
+        lines = ["[drafter]", *(f"{name} = {value}" for name, value in settings.items())]
+        self._table.write_text("\n".join(lines) + "\n", encoding="ascii")
 
     def trouble(self) -> list[str]:
         """What is wrong with the services: crashes since the start, one that does not serve."""

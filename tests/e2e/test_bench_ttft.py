@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 
 from bench import random_model, ttft, ttft_stack
 from bench.ttft_record import STAGES
-from skim.cli.stack import LocalStack
-from skim.cli.stack_plan import ServicePlan, StackOptions
+from tests.fixtures.stack_on_fake import StackOnFake
 from tests.tools import require_tool
 
 SETTINGS = (
@@ -60,19 +58,6 @@ def test_rows_past_the_budget_are_left_out_by_name(
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["rows"] == []
     assert summary["left_out"] == ["all of resident: the budget is spent"]
-
-
-class StackOnFake(LocalStack):
-    """Target and drafter that share a GPU that is not there."""
-
-    MODULES = {
-        "target": "tests.fixtures.target_on_fake",
-        "drafter": "tests.fixtures.planted_drafter_on_fake",
-    }
-
-    def __init__(self, options: StackOptions, *, plans: Sequence[ServicePlan]) -> None:
-        plans = [replace(plan, module=self.MODULES.get(plan.name, plan.module)) for plan in plans]
-        super().__init__(options, plans=plans)
 
 
 @pytest.mark.timeout(240)
