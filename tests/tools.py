@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kernels.errors import NoDevice
+from kernels.ipc.physical import open_physical
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -39,6 +42,14 @@ def require_package(module: str, distribution: str) -> None:
     if os.environ.get("SKIM_REQUIRE_TOOLS") == "1":
         pytest.fail(sentence)
     pytest.skip(sentence)
+
+
+def require_gpu() -> None:
+    """Skip a test where there is no GPU whose memory can be shared."""
+    try:
+        open_physical().close()
+    except NoDevice as error:
+        pytest.skip(f"needs a CUDA device: {error}")
 
 
 def open_descriptors() -> set[tuple[str, str]]:

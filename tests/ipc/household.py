@@ -18,23 +18,27 @@ TOTAL_MIB = 6  # room for one region of the tiny model (4 MiB), never for two
 
 
 class Household:
-    """Processes that share a socket and a fake GPU; ends them all.
+    """Processes that share a socket and a GPU, mostly a fake one; ends them all.
 
     Args:
         folder: of the socket and the memory.
         model: the tenants' model file.
         transport: of the memory.
+        kind: `fake`, or `gpu`, the first one of this machine.
     """
 
-    def __init__(self, folder: Path, model: Path, transport: str = "vmm_fd") -> None:
+    def __init__(
+        self, folder: Path, model: Path, transport: str = "vmm_fd", kind: str = "fake"
+    ) -> None:
         self.socket, self.model, self._transport = folder / "s", model, transport
+        self._kind = kind
         self._peers: list[Peer] = []
         self.landlord = self.new_landlord()
 
     def new_landlord(self, total_mib: int = TOTAL_MIB) -> Peer:
         """Start a landlord; the one before, if any, is dead."""
         module = "tests.fixtures.landlord_process"
-        peer = ForkedPeer(module, str(self.socket), str(total_mib), self._transport)
+        peer = ForkedPeer(module, str(self.socket), str(total_mib), self._transport, self._kind)
         self._peers.append(peer)
         peer.event("ready", WAIT_S)
         self.landlord = peer
@@ -43,7 +47,7 @@ class Household:
     def new_tenant(self) -> Peer:
         """Start a tenant; it has not registered."""
         module = "tests.fixtures.tenant_process"
-        peer = ForkedPeer(module, str(self.socket), str(self.model), NAME)
+        peer = ForkedPeer(module, str(self.socket), str(self.model), NAME, self._kind)
         self._peers.append(peer)
         return peer
 
@@ -71,6 +75,14 @@ class Household:
         """What anybody holds of the fake GPU."""
         used: int = self.landlord.call("used_bytes")
         return used
+
+    def check_used(self, num_bytes: int) -> None:
+        """Whether that is what anybody holds; on a real GPU contexts and other processes hold more.
+
+        There the landlord's own count of what a park freed must do.
+        """
+        if self._kind == "fake":
+            assert self.used_bytes() == num_bytes
 
     def __enter__(self) -> Self:
         return self

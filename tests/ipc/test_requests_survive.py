@@ -1,7 +1,7 @@
 """A request whose drafter is killed while its weights move is answered by a full prefill.
 
 Gateway and target run here (the engine is a child), the drafter service is a process of its own on
-a gated device; all memory is fake.
+a gated device. All memory is fake, and with -m gpu a GPU's.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from bench.peer import Peer
 from gateway.__main__ import Gateway
 from gateway.config import GatewaySettings
 from kernels.ipc.fake_physical import FakePhysical
+from kernels.ipc.physical import open_physical
 from skim.cli.ports import free_ports
 from skim.client import AsyncClient
 from target_svc.memory.landlord import Landlord
 from tests.fixtures.cuda_backend import model
 from tests.fixtures.target import RunningTarget, running_target
 from tests.ipc.forked import ForkedPeer
-from tests.tools import require_tool
+from tests.tools import require_gpu, require_tool
 
 WAIT_S = 60.0
 NAME = "mini"
@@ -34,9 +35,15 @@ PROMPT = b"a needle in much hay. " * 30
 OPTIONS: dict[str, Any] = {"max_tokens": 2, "mode": "skim"}
 
 
+@pytest.fixture(params=["fake", pytest.param("gpu", marks=pytest.mark.gpu)])
+def kind(request: pytest.FixtureRequest) -> str:
+    require_gpu() if request.param == "gpu" else require_tool("g++")
+    found: str = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require_tool("g++")
     return model(tmp_path_factory.mktemp("model"), layers=2)
 
 
@@ -50,6 +57,7 @@ class System:
     socket: Path
     path: Path
     port: int
+    kind: str
 
     @property
     def landlord(self) -> Landlord:
@@ -70,7 +78,7 @@ class System:
 
     async def new_drafter(self) -> Peer:
         """Start a drafter; ready when the gateway has seen that it serves."""
-        given = (str(self.socket), str(self.path), NAME, str(self.port))
+        given = (str(self.socket), str(self.path), NAME, str(self.port), self.kind)
         drafter = ForkedPeer("tests.fixtures.drafter_process", *given)
         async with asyncio.timeout(WAIT_S):
             await self.gateway.peers.drafters[NAME].until(True)
@@ -78,10 +86,10 @@ class System:
 
 
 @asynccontextmanager
-async def system(folder: Path, path: Path) -> AsyncIterator[System]:
+async def system(folder: Path, path: Path, kind: str) -> AsyncIterator[System]:
     """A gateway in front of a target with a landlord, and of a drafter that is not started yet."""
     socket, (port,) = folder / "s", free_ports(1)
-    physical = FakePhysical(TOTAL_BYTES, folder=folder)
+    physical = open_physical() if kind == "gpu" else FakePhysical(TOTAL_BYTES, folder=folder)
     async with running_target(physical=physical, memory_socket=socket, kept_max=2_048) as target:
         settings = GatewaySettings(
             listen="127.0.0.1:0",
@@ -96,7 +104,7 @@ async def system(folder: Path, path: Path) -> AsyncIterator[System]:
         try:
             await gateway.peers.target.until(True)
             async with AsyncClient(f"127.0.0.1:{gateway.server.port}", deadline_s=WAIT_S) as client:
-                yield System(target, gateway, client, socket, path, port)
+                yield System(target, gateway, client, socket, path, port, kind)
         finally:
             await gateway.close()
 
@@ -117,8 +125,10 @@ async def check_recovery(house: System) -> None:
         assert house.region.state == "RESIDENT"
 
 
-async def test_drafter_killed_while_its_weights_come_back(folder: Path, path: Path) -> None:
-    async with system(folder, path) as house:
+async def test_drafter_killed_while_its_weights_come_back(
+    folder: Path, path: Path, kind: str
+) -> None:
+    async with system(folder, path, kind) as house:
         with await house.new_drafter() as drafter:
             await house.landlord.park(NAME)
             await shut(drafter, "copy")
@@ -133,8 +143,10 @@ async def test_drafter_killed_while_its_weights_come_back(folder: Path, path: Pa
         await check_recovery(house)
 
 
-async def test_drafter_killed_while_its_memory_is_asked_back(folder: Path, path: Path) -> None:
-    async with system(folder, path) as house:
+async def test_drafter_killed_while_its_memory_is_asked_back(
+    folder: Path, path: Path, kind: str
+) -> None:
+    async with system(folder, path, kind) as house:
         with await house.new_drafter() as drafter:
             await shut(drafter, "launch")
             asking = asyncio.create_task(house.client.generate(PROMPT, **OPTIONS))
