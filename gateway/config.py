@@ -46,7 +46,7 @@ class GatewaySettings(ServiceSettings):
     prompt_max_bytes: int = Field(default=64 << 20, ge=1, le=(1 << 32) - 1)
 
     # Prompts of fewer target tokens are prefilled whole: skimming would not pay.
-    skim_min_tokens: int = Field(default=8_192, ge=0, le=1 << 20)
+    skim_min_tokens: int = Field(default=4_096, ge=0, le=1 << 20)
     # How long a drafter may run one request; unset: a quarter of the full prefill that the
     # target's measured rate predicts, at least 2 s.
     score_timeout_s: float | None = Field(default=None, gt=0.0, le=86_400.0)
