@@ -224,7 +224,7 @@ class CudaBackend:
         if pacer is None:
             return lambda: None
         pacer.begin()
-        return lambda: pacer.point(lambda: self.device.record(timed=False).wait(), stop)
+        return lambda: pacer.point(lambda: self.device.record(timed=False).wait, stop)
 
     def plan(self, request: ScoreInput) -> tuple[QueryPlan, PassSize]:
         """Where the queries of a request stand, and what the size of its pass depends on."""

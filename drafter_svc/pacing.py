@@ -12,10 +12,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 # Of the time beside a process that decodes, what a pass gets: products beside decode steps of a
 # 27B model kept 0.65 of their rate on an H200. 14 ms of work and 15 ms of pause are then 36.5 ms.
 SHARE_BESIDE_DECODING = 0.65
+
+
+Wait: TypeAlias = Callable[[], object]  # blocks until a mark is reached
 
 
 class Pacer:
@@ -42,27 +46,36 @@ class Pacer:
     ) -> None:
         self.work_s, self.pause_s = work_s, pause_s
         self._decoding, self._clock, self._pause = decoding, clock, pause
-        self._share, self._resumed_s = share, 0.0
-        self.paused_s = 0.0
+        self._share, self._resumed_s, self.paused_s = share, 0.0, 0.0
+        self._before: Wait | None = None
 
     def begin(self) -> None:
         """A pass begins."""
         self._resumed_s, self.paused_s = self._clock(), 0.0
+        self._before = None
 
-    def point(self, finish: Callable[[], None], stop: threading.Event) -> None:
+    def point(self, record: Callable[[], Wait], stop: threading.Event) -> None:
         """A place in the pass where it may pause.
 
+        Waits for the work before the point before this one's, so that the GPU always has a piece
+        in its queue; a pause begins when that one is done too.
+
         Args:
-            finish: waits until the GPU has done all work that is queued; not called while nobody
-                decodes, so that the queue never runs dry.
+            record: marks the end of all work that is queued, and gives what waits for it; not
+                called while nobody decodes.
             stop: of the pass.
         """
         if self.pause_s <= 0.0 or not self._decoding():
+            self._before = None
             return
-        finish()
+        before, self._before = self._before, record()
+        if before is not None:
+            before()
+        if (self._clock() - self._resumed_s) * self._share < self.work_s:
+            return
+        self._before()
+        self._before = None
         worked_until_s = self._clock()
-        if (worked_until_s - self._resumed_s) * self._share < self.work_s:
-            return
         self._pause(stop, self.pause_s)
         self._resumed_s = self._clock()
         self.paused_s += self._resumed_s - worked_until_s

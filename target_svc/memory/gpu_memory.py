@@ -20,9 +20,9 @@ from skim.errors import Busy, ConfigError, EngineFault, SkimError
 
 T = TypeVar("T")
 
-# Bytes that are not back at once get another 10 ms before a park is called short: on a GPU they
-# always were at once, but what counts is another process's release.
-RECOUNTS, RECOUNT_WAIT_S = 5, 0.002
+# Bytes that are not back at once get another 100 ms before a park is called short: those of an
+# idle tenant always were at once, but a driver needs some 70 ms to clear up after a killed process.
+RECOUNTS, RECOUNT_WAIT_S = 20, 0.005
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def test_tenant_killed_while_parking_gives_every_byte_back(house: Household) -> 
     assert not parking.done()  # it waits for the pass
     tenant.kill()
     report = parking.result(WAIT_S)
-    assert report["freed_bytes"] == size_bytes
+    # On a real GPU the context of the killed process may come free in the same moment.
+    assert report["freed_bytes"] >= size_bytes
     house.check_used(0)
     house.until("PARKED")
     successor(house, content)
