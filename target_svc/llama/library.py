@@ -57,8 +57,8 @@ class Library:
         self._said: deque[str] = deque(maxlen=8)
         self._buffers: dict[tuple[str, str], int] = {}
         self._line_level = 0
-        self._callback = self.api.llama_log_callback(self._log)  # must outlive every call
-        self.api.llama_log_set(self._callback, ctypes.c_void_p(0))
+        self.log_callback = self.api.llama_log_callback(self._log)  # must outlive every call
+        self.api.llama_log_set(self.log_callback, ctypes.c_void_p(0))
         self.api.llama_backend_init()
 
     @property

@@ -289,5 +289,5 @@ def test_a_hundred_parks_leak_no_descriptor_and_no_byte(
     before = descriptors()
     for _ in range(100):
         cycle(resident.peer, resident.known)
-    assert descriptors() == before
+    assert len(descriptors()) == len(before)
     assert landlord.physical.used_bytes() == resident.known.size_bytes
