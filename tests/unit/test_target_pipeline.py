@@ -3,218 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from contextlib import aclosing
 
 import numpy as np
 import pytest
 
-from skim.errors import Busy, Cancelled, PreconditionFailed, SkimError, Unavailable
+from skim.errors import Busy, PreconditionFailed, Unavailable
 from skim.spans import Span
-from target_svc.admission import Admission
-from target_svc.compaction import TokenisedPrompt
-from target_svc.memory.full_context import RESERVE_BYTES, FullContextBudget
-from target_svc.messages import Done, Progress, Ready, Reserved, Submit, Tokens
-from target_svc.pipeline import Job, Pipeline
-from target_svc.prefill_rate import PrefillRate
-from target_svc.request import Ask, Ended, Event, Piece, Plan, Prefilled, Queued, Started
+from target_svc.memory.full_context import RESERVE_BYTES
+from target_svc.messages import Progress, Tokens
+from target_svc.pipeline import Pipeline
+from target_svc.request import Ended, Event, Piece, Plan, Prefilled, Queued, Started
 from target_svc.sampling import Sampling
-
-KEPT_MAX, TRAINED = 8, 64
-
-FACTS = Ready(
-    architecture="qwen3",
-    description="",
-    n_vocab=1000,
-    n_ctx_train=TRAINED,
-    n_layer=1,
-    n_embd=8,
-    model_bytes=1,
-    parameters=1,
-    rope_type="neox",
-    allows_gaps=False,
-    can_rollback=True,
-    recurrent=False,
-    gpu=False,
-    slots=1,
-    cells=16,
-    cells_per_slot=16,
-    kv_bytes_per_cell=1,
-    n_batch=4,
-    threads=1,
-    load_s=0.0,
-    warm_s=0.0,
-    eog_ids=np.zeros(0, np.int32),
+from tests.fixtures.pipeline import (
+    GAPS,
+    TRAINED,
+    WHOLE,
+    FakeEngine,
+    FakeRoom,
+    done,
+    job,
+    make,
+    only,
+    play,
+    texts,
+    tokens,
 )
-GAPS = replace(FACTS, allows_gaps=True, rope_type="mrope")
-
-
-def tokens(*ids: int, **counts: int) -> Tokens:
-    return Tokens("", np.array(ids, np.int32), **counts)
-
-
-def done(output_tokens: int, reason: Any = "length", **changes: Any) -> Done:
-    values = {"draft_tokens": 0, "accepted_tokens": 0, "steps": output_tokens - 1, **changes}
-    return Done(
-        "",
-        reason,
-        4,
-        output_tokens,
-        -1,
-        queue_s=0.0,
-        prefill_s=0.5,
-        decode_s=0.25,
-        first_token_monotonic_s=1.0,
-        **values,
-    )
-
-
-class FakeStream:
-    """Plays a script; `hold` stops it until released or cancelled, an error is raised."""
-
-    def __init__(self, script: list[Any]) -> None:
-        self.script = deque(script)
-        self.cancelled = asyncio.Event()
-        self.ended = False
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self  # type: ignore[return-value]
-
-    async def __anext__(self) -> Any:
-        if self.cancelled.is_set() and not self.ended:
-            self.ended = True
-            raise Cancelled("cancelled")
-        if not self.script:
-            self.ended = True
-            raise StopAsyncIteration
-        step = self.script.popleft()
-        if isinstance(step, asyncio.Event):
-            waits = [asyncio.create_task(e.wait()) for e in (step, self.cancelled)]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for task in waits:
-                task.cancel()
-            return await self.__anext__()
-        if isinstance(step, SkimError):
-            self.ended = True
-            raise step
-        return step
-
-    def cancel(self) -> None:
-        self.cancelled.set()
-
-
-class FakeEngine:
-    """Answers submits with its scripts in order; keeps a log of what it was asked."""
-
-    def __init__(self, *scripts: list[Any], reserve_error: SkimError | None = None) -> None:
-        self.scripts = deque(scripts)
-        self.reserve_error = reserve_error
-        self.log: list[str] = []
-        self.submits: list[Submit] = []
-        self.streams: list[FakeStream] = []
-
-    async def ready(self) -> Ready:
-        return FACTS
-
-    async def submit(self, submit: Submit) -> FakeStream:
-        self.log.append("submit full" if submit.full else "submit")
-        self.submits.append(submit)
-        self.streams.append(FakeStream(self.scripts.popleft()))
-        return self.streams[-1]
-
-    async def reserve(self, cells: int, kv_type: str) -> Reserved:
-        self.log.append(f"reserve {cells}")
-        if self.reserve_error is not None:
-            raise self.reserve_error
-        return Reserved(cells, 0.0, 0.0)
-
-    async def release(self) -> None:
-        self.log.append("release")
-
-
-class LetterDecoder:
-    """Token 97 is `a`, and so on; token 0 is half a code point."""
-
-    def __init__(self) -> None:
-        self._half = False
-
-    def push(self, tokens: Iterable[int]) -> str:
-        (token,) = tokens
-        self._half = token == 0
-        return "" if self._half else chr(token)
-
-    def finish(self) -> str:
-        return "\ufffd" if self._half else ""
-
-
-class FakeRoom:
-    """Gives room, or refuses it, and writes into the engine's log what it was asked."""
-
-    def __init__(self, engine: FakeEngine, *, error: SkimError | None = None) -> None:
-        self.engine, self.error = engine, error
-        self.park_s = 0.25
-        self.deadlines: list[float | None] = []
-
-    @asynccontextmanager
-    async def __call__(self, num_bytes: int, *, deadline_s: float | None) -> AsyncIterator[Any]:
-        self.engine.log.append(f"room {num_bytes - RESERVE_BYTES}")
-        self.deadlines.append(deadline_s)
-        if self.error is not None:
-            raise self.error
-        yield self
-        self.engine.log.append("room left")
-
-
-def make(
-    engine: FakeEngine,
-    facts: Ready = FACTS,
-    *,
-    full_max: int = 32,
-    queue_limit: int = 4,
-    room: FakeRoom | None = None,
-):
-    admission = Admission(1, queue_limit=queue_limit, default_deadline_s=60.0)
-    pipeline = Pipeline(
-        engine,
-        facts,
-        admission=admission,
-        budget=FullContextBudget(1, TRAINED, 8, None, setting_tokens=full_max),
-        rate=PrefillRate(),
-        kept_max=KEPT_MAX,
-        kv_type="f16",
-        flush_s=0.0,
-        room=room,
-    )
-    return pipeline, admission
-
-
-def job(num_tokens: int = 6, **ask: Any) -> Job:
-    """A prompt of one-byte tokens with ids 100, 101, ..."""
-    ids = np.arange(100, 100 + num_tokens, dtype=np.int32)
-    prompt = TokenisedPrompt(ids, np.arange(1, num_tokens + 1, dtype=np.int64))
-    return Job(Ask("r", **{"max_tokens": 4, **ask}), prompt, num_tokens, LetterDecoder())
-
-
-WHOLE = Plan(None)
-
-
-async def play(pipeline: Pipeline, request: Job, plan: Plan = WHOLE) -> list[Event]:
-    events = [event async for event in pipeline.answer(request, plan)]
-    await pipeline.idle()
-    return events
-
-
-def texts(events: list[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Piece))
-
-
-def only(events: list[Event], kind: type[Any]) -> Any:
-    found = [event for event in events if isinstance(event, kind)]
-    assert len(found) == 1
-    return found[0]
 
 
 async def test_a_short_full_plan_runs_whole_in_the_working_context() -> None:
