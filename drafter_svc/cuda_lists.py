@@ -64,18 +64,23 @@ class PlantedOnDevice:
             return None
         if lists is not self._lists or self._memory is None:
             self.close()
-            self._memory = self._device.allocate(lists.indices.nbytes + lists.counts.nbytes)
+            self._memory = self._device.allocate(_counts_at(lists) + lists.counts.nbytes)
             self._device.upload(self._memory.address, lists.indices)
-            self._device.upload(self._memory.address + lists.indices.nbytes, lists.counts)
+            self._device.upload(self._memory.address + _counts_at(lists), lists.counts)
             self._lists = lists
         at = self._memory.address
-        return lists, ListAddresses(at, at + lists.indices.nbytes)
+        return lists, ListAddresses(at, at + _counts_at(lists))
 
     def close(self) -> None:
         """Give the lists' memory back; idempotent."""
         if self._memory is not None:
             self._memory.close()
         self._memory = self._lists = None
+
+
+def _counts_at(lists: BlockLists) -> int:
+    """Bytes from the indices to the counts, which begin on 16."""
+    return -(-lists.indices.nbytes // 16) * 16
 
 
 class PassLists:

@@ -195,13 +195,17 @@ def test_planted_lists_are_read_in_place_of_the_selected_ones(
     assert not np.array_equal(planted.scores, natural.scores)
 
 
-def test_planting_the_selected_lists_changes_no_bit(machine: Machine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads", [4, 2])  # with 2 the lists of 3 tiles are no 16 bytes
+def test_planting_the_selected_lists_changes_no_bit(
+    machine: Machine, tmp_path: Path, heads: int
+) -> None:
     def all_blocks(layer: int, num_heads: int, num_tiles: int, rule: BlockRule) -> BlockLists:
         indices = np.tile(np.arange(num_tiles, dtype=np.int32), (num_heads, num_tiles, 1))
         counts = np.tile(np.arange(1, num_tiles + 1, dtype=np.int32), (num_heads, 1))
         return BlockLists(indices, counts, np.zeros_like(counts, dtype=np.bool_))
 
-    path, request = model(tmp_path), ScoreInput(prompt(300, seed=18), attention=EVERYTHING)
+    path = model(tmp_path, heads=heads)
+    request = ScoreInput(prompt(300, seed=18), attention=EVERYTHING)
     planted = run(machine.cuda(path, planted=all_blocks), request)
     np.testing.assert_array_equal(planted.scores, run(machine.cuda(path), request).scores)
     assert planted.density == (1.0, 1.0)
