@@ -113,7 +113,10 @@ class MemoryPlane:
             region = LeasedRegion(device, path, digest, weights)
         lease = self.lease
         residency = Residency(name, device.uuid, region, lease.send, patience_s=self._patience_s)
-        pacer = Pacer(*self._pace_s, lambda: lease.decoding)
+        # A pass that is asked to leave hurries: the request that needs its memory waits.
+        pacer = Pacer(
+            *self._pace_s, lambda: lease.decoding and residency.phase is not Phase.LEAVING
+        )
         backend = CudaBackend(
             device, weights, planted=self._planted, residency=residency, pacer=pacer
         )

@@ -186,6 +186,7 @@ class Residency:
         """No request is queued or running: tell the landlord, unless it knows or has no place."""
         with self._changed:  # so that none follows the HELLO of the model that comes after
             stirred, self._stirred = self._stirred, False
+            self._wanted = False  # it takes a WANT back that was not answered
             if stirred and self._phase not in (Phase.LOST, Phase.FAILED):
                 self._send(Idle())
 
@@ -329,8 +330,10 @@ class Residency:
 
     def _let_go(self) -> None:
         """Unmap, tell whoever asked, and say so here: in this order, so that no WANT overtakes."""
-        workspace_bytes = self.on_release()
-        self._region.unmap()
+        try:
+            workspace_bytes = self.on_release()
+        finally:  # a device that fails must not keep the bytes from everybody
+            self._region.unmap()
         with self._changed:
             answer, self._answer = self._answer, None
             if answer is not None:

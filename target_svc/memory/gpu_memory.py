@@ -91,8 +91,10 @@ class GpuMemory:
         """
 
         def work() -> tuple[int, int]:
-            before = self.physical.used_bytes()
-            region.close()
+            try:
+                before = self.physical.used_bytes()
+            finally:  # bytes that cannot be counted must come free all the same
+                region.close()
             return before, self.physical.used_bytes()
 
         before, after = await self._run(work)

@@ -17,7 +17,7 @@ from typing import Any
 
 from kernels.ipc.messages import Hello, Quiesce
 from kernels.ipc.messages import Region as RegionMessage
-from skim.errors import Aborted, Busy, DeadlineExceeded, EngineFault, NotFound, SkimError
+from skim.errors import Aborted, Busy, DeadlineExceeded, NotFound, SkimError
 from skim.log import get_logger
 from target_svc.memory import policy
 from target_svc.memory.gpu_memory import GpuMemory
@@ -185,7 +185,7 @@ class Keeper:
                 if region.wanted and region.lease is lease:
                     lease.refuse_for_now("NO_ROOM", error.message)
                 raise
-            if region.lease is not lease:
+            if region.lease is not lease or not lease.attached:
                 os.close(fd)
                 await self._give_back(region)
                 return
@@ -262,7 +262,7 @@ class Keeper:
         assert region.memory is not None
         try:
             freed = await self.gpu.release(region.memory, region.size_bytes)
-        except EngineFault as error:
+        except SkimError as error:
             log.error("region_release_failed", region=region.name, error=error.message)
             region.level_bytes = 0
             return 0

@@ -78,13 +78,14 @@ class Lease:
                 close_fds(fds)  # no tenant has any to give
                 await self._take(message)
                 self._keeper.touch()
+                await asyncio.sleep(0)  # others get their turn, however much a tenant sends
         except PeerGone as gone:
             log.info("tenant_gone", pid=self.pid, why=str(gone))
         except ProtocolError as error:
             self._refuse_for_good("BAD_MESSAGE", str(error))
         except Refusal as refusal:
             self._refuse_for_good(refusal.reason, str(refusal))
-        except KernelError as error:
+        except (KernelError, OSError) as error:
             log.error("lease_failed", pid=self.pid, error=str(error))
         finally:
             self._channel.close()
@@ -233,7 +234,7 @@ class Lease:
         else:
             residency = region.residency
             message = messages.Region(residency.generation, residency.loaded, region.tensors)
-            self.send(message, [fd, os.dup(region.image_fd)])
+            self.send(message, _with_image(fd, region))
         self.attached = True
         log.info("attached", region=region.name, pid=self.pid, state=region.residency.state)
         keeper.touch()
@@ -275,7 +276,7 @@ class Lease:
         region.filling = True
         loop = asyncio.get_running_loop()
         self._fill_timer = loop.call_later(FILL_TIMEOUT_S, self._channel.close)
-        self.send(Fill(region.residency.generation), [fd, os.dup(region.image_fd)])
+        self.send(Fill(region.residency.generation), _with_image(fd, region))
         self.attached = True
         log.info("filling", region=region.name, pid=self.pid, size_bytes=region.size_bytes)
 
@@ -349,3 +350,12 @@ def _image_checksum(fd: int) -> str:
         return image.checksum(mapped.bytes_)
     finally:
         mapped.close()
+
+
+def _with_image(fd: int, region: ManagedRegion) -> list[int]:
+    """A region's descriptor and a copy of its image's, or neither (OSError)."""
+    try:
+        return [fd, os.dup(region.image_fd)]
+    except OSError:
+        os.close(fd)  # it would keep the bytes for ever
+        raise

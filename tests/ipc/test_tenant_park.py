@@ -162,6 +162,13 @@ def test_stop_ends_the_wait_for_memory(
         scored.result(WAIT_S)
     resident.place.residency.idle()
     resident.peer.hear(Idle)
+    # The next request asks anew: the landlord may have forgotten the first one's wish.
+    tenant.stop.clear()
+    again = tenant.score(resident.backend, REQUEST)
+    resident.peer.hear(Want)
+    tenant.stop.set()
+    with pytest.raises(Cancelled):
+        again.result(WAIT_S)
 
 
 def test_idleness_is_told_once_after_every_pass(tenant: Tenant, resident: Registered) -> None:

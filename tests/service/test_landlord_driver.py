@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kernels.errors import HandleError
+from kernels.errors import HandleError, NoDevice
 from kernels.ipc.fake_physical import FakePhysical, FakeRegion
 from kernels.ipc.messages import Fill, Parked, Refused, Region, Want
 from skim.errors import Aborted, EngineFault
@@ -25,6 +25,11 @@ class Driver(FakePhysical):
         self.go_on.set()
         self.called = threading.Event()
         self.fails_in = ""
+
+    def used_bytes(self) -> int:
+        if self.fails_in == "count":
+            raise NoDevice("nvml", "the driver is unwell")
+        return super().used_bytes()
 
     def create(self, size_bytes: int) -> Any:
         self.called.set()
@@ -118,11 +123,12 @@ async def test_a_driver_that_fails_at_the_first_fill_leaves_nothing(
         await tenant.fill()
 
 
-async def test_a_release_that_fails_is_a_short_park(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failing", ["close", "count"])
+async def test_a_release_that_fails_is_a_short_park(tmp_path: Path, failing: str) -> None:
     driver = Driver(16)
     async with house(tmp_path, physical=driver) as home:
         tenant = await home.filled()
-        driver.fails_in = "close"
+        driver.fails_in = failing
         parking = asyncio.create_task(home.landlord.park(NAME))
         await tenant.vacate()
         with pytest.raises(Aborted) as short:
