@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import psutil
@@ -53,15 +54,23 @@ def require_gpu() -> None:
 
 
 def open_descriptors() -> set[tuple[str, str]]:
-    """This process's file descriptors and what they are of.
+    """This process's file descriptors and what they are of; network sockets apart.
 
-    Compare as sets: what earlier tests left to background threads may close at any time.
+    gRPC opens and closes those in the background for the services that earlier tests ran. Compare
+    as sets: what is left to background threads may close at any time.
     """
     found = set()
     for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the listing's own, closed by now
-            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+        with contextlib.suppress(OSError):  # closed by now, as the listing's own is
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            if not target.startswith("socket:") or _family(int(fd)) == socket.AF_UNIX:
+                found.add((fd, target))
     return found
+
+
+def _family(descriptor: int) -> int:
+    with socket.socket(fileno=os.dup(descriptor)) as copy:
+        return copy.family
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,7 +12,7 @@ import pytest
 
 from tests.emulator.device import EmulatedDevice
 from tests.fixtures.landlord import ScriptedLandlord, Tenant
-from tests.tools import require_tool
+from tests.tools import open_descriptors, require_tool
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def landlord(folder: Path) -> Iterator[ScriptedLandlord]:
 @pytest.fixture
 def tenant(landlord: ScriptedLandlord) -> Iterator[Tenant]:
     require_tool("g++")
-    before = descriptors()
+    before = open_descriptors()
     made = Tenant(landlord.path, EmulatedDevice(), patience_s=0.2)
     yield made
     made.close()
@@ -43,24 +40,4 @@ def tenant(landlord: ScriptedLandlord) -> Iterator[Tenant]:
     assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
     gc.collect()
     assert landlord.physical.used_bytes() == 0  # which also ends the fake's own files
-    assert descriptors() <= before
-
-
-def descriptors() -> set[str]:
-    """What this process has open, by descriptor; network sockets apart.
-
-    gRPC opens and closes those in the background for the services that earlier tests ran.
-    """
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the folder's own is closed by now
-            target = os.readlink(f"/proc/self/fd/{name}")
-            if not target.startswith("socket:") or family(int(name)) == socket.AF_UNIX:
-                found.add(f"{name} {target}")
-    return found
-
-
-def family(descriptor: int) -> int:
-    """The address family of a socket."""
-    with socket.socket(fileno=os.dup(descriptor)) as copy:
-        return copy.family
+    assert open_descriptors() <= before

@@ -15,6 +15,7 @@ from skim.errors import Cancelled
 from tests.emulator.device import EmulatedDevice
 from tests.fixtures.cuda_backend import model, prompt
 from tests.fixtures.landlord import WAIT_S, Known, Peer, Registered, ScriptedLandlord, Tenant
+from tests.tools import open_descriptors
 
 REQUEST = ScoreInput(prompt(130, seed=1))
 
@@ -281,8 +282,6 @@ def test_idleness_is_not_told_between_a_hello_and_its_answer(
 def test_a_hundred_parks_leak_no_descriptor_and_no_byte(
     landlord: ScriptedLandlord, tenant: Tenant, resident: Registered
 ) -> None:
-    from tests.ipc.conftest import descriptors
-
     def cycle(peer: Peer, known: Known) -> None:
         from kernels.ipc.messages import Region
 
@@ -293,8 +292,8 @@ def test_a_hundred_parks_leak_no_descriptor_and_no_byte(
         landlord.hear_copies(peer, known)
 
     cycle(resident.peer, resident.known)
-    before = descriptors()
+    before = open_descriptors()
     for _ in range(100):
         cycle(resident.peer, resident.known)
-    assert len(descriptors()) == len(before)
+    assert len(open_descriptors()) == len(before)
     assert landlord.physical.used_bytes() == resident.known.size_bytes
