@@ -7,14 +7,12 @@ but the target's own lease tells it.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench import decode_beside, random_model, ttft_stack
-from tests.fixtures.stack_on_fake import StackOnFake
-from tests.tools import require_tool
+from bench import decode_beside
+from tests.fixtures.stack_on_fake import run_on_fake
 
 SETTINGS = ("SKIM_TARGET_KEPT_MAX=1024", "SKIM_DRAFTER_DENSE_BELOW_TOKENS=0")
 PAUSE_MS = 1_000.0
@@ -24,11 +22,7 @@ PAUSE_MS = 1_000.0
 def test_passes_pause_while_an_answer_decodes_and_only_then(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    require_tool("g++")
-    tiny = replace(random_model.SHAPES["small"], layers=2, embed=64, ffn=96)
-    monkeypatch.setitem(random_model.SHAPES, "small", tiny)
-    monkeypatch.setattr(ttft_stack, "LocalStack", StackOnFake)
-    monkeypatch.setattr(decode_beside, "gpu_facts", lambda: {"name": "fake"})
+    run_on_fake(monkeypatch, decode_beside)
     options = "--small --tokens 400 --density 0.9 --repeats 1 --beside-s 0 --answer-tokens 64"
     pace = f"--work-ms 0 --pause-ms {PAUSE_MS} --other-work-ms= --models {tmp_path}"
     chosen = [word for setting in SETTINGS for word in ("--set", setting)]

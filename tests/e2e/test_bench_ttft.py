@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench import random_model, ttft, ttft_stack
+from bench import ttft
 from bench.ttft_record import STAGES
-from tests.fixtures.stack_on_fake import StackOnFake
-from tests.tools import require_tool
+from tests.fixtures.stack_on_fake import run_on_fake
 
 SETTINGS = (
     "SKIM_TARGET_KEPT_MAX=1024",
@@ -64,11 +62,7 @@ def test_rows_past_the_budget_are_left_out_by_name(
 def test_parked_mode_plants_lists_and_brings_the_weights_back_for_each_request(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    require_tool("g++")
-    tiny = replace(random_model.SHAPES["small"], layers=2, embed=64, ffn=96)
-    monkeypatch.setitem(random_model.SHAPES, "small", tiny)
-    monkeypatch.setattr(ttft_stack, "LocalStack", StackOnFake)
-    monkeypatch.setattr(ttft, "gpu_facts", lambda: {"name": "fake"})
+    run_on_fake(monkeypatch, ttft)
     options = "--small --tokens 400 --keeps 0.1 --lists 0.9 --modes park --leave-gib 0 --repeats 2"
     rest = f"--vanilla-repeats 0 --answer-tokens 2 --models {tmp_path} --json"
     settings = (*SETTINGS, "SKIM_DRAFTER_DENSE_BELOW_TOKENS=0")
